@@ -1,0 +1,48 @@
+"""The fastest RMSProp step for arrays in CPU memory, with the bits of plain NumPy.
+
+`RMSProp` is the optimizer, `rmsprop_update` one step on one array with state of your own, `reference` the same two in
+plain NumPy, and `config` says what is installed.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+try:
+    from rmsfast import _kernel
+except ModuleNotFoundError as error:
+    if error.name != "rmsfast._kernel":
+        raise
+    raise ImportError(
+        f"rmsfast: its compiled kernel is not in {__path__[0]}. If that is a checkout's source folder, it hides the "
+        "installed package: start Python in another folder (after `pip install .`), or build in place with "
+        "`pip install -e .`"
+    ) from None
+
+from rmsfast import reference
+from rmsfast._kernel import get_num_threads, set_num_threads
+from rmsfast.optimizer import RMSProp, rmsprop_update
+
+__all__ = ["RMSProp", "config", "get_num_threads", "reference", "rmsprop_update", "set_num_threads"]
+
+
+def config() -> dict[str, Any]:
+    """Return what is installed and how it runs, as a bug report wants it.
+
+    Returns
+    -------
+    dict
+        ``version``; ``isa``, the instruction set in use, and ``isas``, those that this CPU and this build have (the
+        environment variable ``RMSFAST_ISA`` forces one of them); ``openmp``, whether steps can use threads;
+        ``num_threads``, how many they may use; ``numpy``, its version.
+    """
+    import numpy as np
+
+    return {
+        "version": __version__,
+        "isa": _kernel.ISA,
+        "isas": _kernel.ISAS,
+        "openmp": _kernel.OPENMP,
+        "num_threads": get_num_threads(),
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,580 @@
+"""RMSProp on NumPy arrays: parameters, groups, schedules, state. The arithmetic on elements is in the kernel.
+
+A step goes from `RMSProp.step` straight to its plan in `_kernel.pyx`, which checks the gradients and runs. What stands
+here is what happens when an optimizer is made, changed, saved or restored.
+"""
+
+import operator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from rmsfast import _kernel
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# ---- Settings: what each may be, and how it reaches the kernel ----
+
+# The lowest and the highest value of each number that a parameter group holds.
+RANGES = {"lr": (0.0, np.inf), "beta": (0.0, 1.0), "eps": (0.0, np.inf)}
+
+
+def as_setting(name: str, value: Any, label: str | None = None) -> float:
+    """Return a setting's value as a float in its range, or raise; messages call it `label`, or else by its name."""
+    low, high = RANGES[name]
+    number = value if type(value) is float else _as_float(value)
+    if number is not None and low <= number <= high:
+        return number
+    expected = f"expected a number ≥ {low:g}" if high == np.inf else f"expected a number from {low:g} to {high:g}"
+    error = TypeError if number is None else ValueError
+    raise error(f"{label or name}: {value!r:.60}, {expected}")
+
+
+def _as_float(value: Any) -> float | None:
+    """Return a number of any type as a float, NaN if no double can hold it; None if it is no number."""
+    is_number = hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
+    if not is_number or isinstance(value, (bool, np.bool_)) or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return np.nan
+
+
+def as_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with each number as a float in its range, or raise. `lr` may be a callable instead."""
+    for name in values:
+        if name not in RANGES:
+            raise ValueError(f"{name!r}: no such setting, expected some of {', '.join(RANGES)}")
+    return {
+        name: value if name == "lr" and callable(value) else as_setting(name, value) for name, value in values.items()
+    }
+
+
+def read_settings(groups: Sequence[Mapping[str, Any]], steps: int) -> tuple[bool, list[tuple[float, ...]]]:
+    """Return whether to ask again at every step, and each group's settings as the kernel wants them.
+
+    A schedule is called once, however many groups it serves.
+    """
+    schedules = {id(group["lr"]): group["lr"] for group in groups if callable(group["lr"])}
+    scheduled = {key: as_setting("lr", schedule(steps), f"lr({steps})") for key, schedule in schedules.items()}
+    numbers = [
+        (scheduled.get(id(group["lr"]), group["lr"]), group["beta"], 1 - group["beta"], group["eps"])
+        for group in groups
+    ]
+    return bool(schedules), numbers
+
+
+class ParamGroup(MutableMapping[str, Any]):
+    """Some parameters and the settings that they share, as a mapping.
+
+    ``group["lr"] = 0.01`` changes a setting from the next step on, once the value has been checked. The keys stay as
+    they are, and so do ``group["params"]``, a tuple of arrays, and, where names were given, ``group["param_names"]``.
+    """
+
+    def __init__(
+        self, params: Sequence[Array], names: Sequence[str] | None, settings: dict[str, Any], flag: _kernel.Flag
+    ) -> None:
+        self._fixed: dict[str, Any] = {"params": tuple(params)}
+        if names is not None:
+            self._fixed["param_names"] = tuple(names)
+        self._settings = settings
+        self._changed = flag
+
+    def __getitem__(self, key: str) -> Any:
+        return self._settings[key] if key in self._settings else self._fixed[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._fixed
+        yield from self._settings
+
+    def __len__(self) -> int:
+        return len(self._fixed) + len(self._settings)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.update({key: value})
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Change several settings, or raise and change none."""
+        values = dict(*args, **kwargs)
+        for key in self._fixed:
+            if key in values:
+                raise ValueError(f"{key!r}: fixed once the group is made; add_param_group adds parameters")
+        self._settings.update(as_settings(values))
+        self._changed.up = True
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"{key!r}: a parameter group keeps all its settings, expected a new value")
+
+    def __repr__(self) -> str:
+        arrays = self._fixed["params"]
+        listed = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
+        return f"{count_of(len(arrays), 'array')}, {count_of(sum(a.size for a in arrays), 'element')}, {listed}"
+
+
+# ---- Arrays, and the forms they come in ----
+
+
+def as_array(label: str, value: Any) -> Array:
+    """Return an ndarray as it is, or one over the memory that another object hands over; never a copy."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ndarray):
+        if "numpy.ma" in sys.modules and isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{label}: a masked array, expected an array without a mask, such as its .filled(0)")
+        return value
+    wanted = "expected a NumPy array, or an object that hands its memory over by DLPack or the buffer protocol"
+    try:
+        return np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(memoryview(value))
+    except Exception as error:
+        raise TypeError(f"{label}: {type(value).__name__}, {wanted} ({error})") from error
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is meant as one array."""
+    if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
+        return True
+    try:
+        memoryview(value).release()
+    except Exception:
+        return False
+    return True
+
+
+def as_sequence(label: str, value: Any, expected: str) -> list[Any]:
+    """Return the elements of a sequence or iterator as a list, or raise."""
+    if isinstance(value, (str, bytes, set, frozenset)) or not isinstance(value, Iterable):
+        raise TypeError(f"{label}: {type(value).__name__}, expected {expected}")
+    return list(value)
+
+
+def as_params(params: Any) -> tuple[list[str] | None, list[Array]]:
+    """Return the names, if there are any, and the arrays of one group."""
+    if isinstance(params, Mapping):
+        for name in params:
+            if not isinstance(name, str):
+                raise TypeError(f"params: a name {name!r}, expected a str")
+        return list(params), [as_array(f"params[{name!r}]", value) for name, value in params.items()]
+    if is_array(params):
+        return None, [as_array("params", params)]
+    arrays = as_sequence("params", params, "an array, a sequence or mapping of arrays, or a sequence of groups")
+    return None, [as_array(f"params[{i}]", value) for i, value in enumerate(arrays)]
+
+
+def as_groups(params: Any) -> list[Mapping[str, Any]]:
+    """Return params, in any of its forms, as a list of groups."""
+    if is_array(params):
+        return [{"params": params}]
+    members = params
+    if not isinstance(params, Mapping):
+        members = as_sequence("params", params, "an array, a sequence or mapping of arrays, or a sequence of groups")
+    if len(members) == 0:
+        raise ValueError("params: empty, expected at least one array")
+    if isinstance(params, Mapping) or not any(isinstance(member, Mapping) for member in members):
+        return [{"params": members}]
+    return members
+
+
+def count_of(n: int, noun: str) -> str:
+    """Return a number with its noun, for a message."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def in_line(grads: Any, keys: Sequence[Any], named: bool, label: str = "grads") -> list[Any]:
+    """Return the gradients of the parameters called `keys`, in their order, from one of the forms of `params`."""
+    count = count_of(len(keys), "gradient")
+    if isinstance(grads, Mapping):
+        if not named:
+            raise TypeError(f"{label}: a mapping, expected a sequence of {count}, because the parameters have no names")
+        known = set(keys)
+        for name in grads:
+            if name not in known:
+                names = ", ".join(map(repr, keys[:10])) + ", …" * (len(keys) > 10)
+                raise ValueError(f"{label}[{name!r}]: no parameter has this name, expected some of {names}")
+        return [grads.get(key) for key in keys]
+    if len(keys) == 1 and is_array(grads):
+        return [grads]
+    if is_array(grads):
+        raise TypeError(f"{label}: one array, expected a sequence of {count}")
+    line = as_sequence(label, grads, f"a {'mapping' if named else 'sequence'} of {count}")
+    if len(line) != len(keys):
+        raise ValueError(
+            f"{label}: {count_of(len(line), 'gradient')}, expected {len(keys)}: one, or None, for each parameter"
+        )
+    return line
+
+
+# ---- The optimizer ----
+
+
+class RMSProp:
+    """RMSProp on arrays in CPU memory, updated in place.
+
+    For each parameter w with gradient g, and the running average v of its squared gradient, which starts at 0::
+
+        v ← beta·v + (1 − beta)·g²
+        w ← w − lr·g / (√v + eps)
+
+    The result has the same bits as `rmsfast.reference.RMSProp`, for any number of threads and on every CPU.
+
+    Parameters
+    ----------
+    params : array, sequence or mapping of arrays, or sequence of groups
+        The arrays to train: float32 or float64, C- or F-contiguous, aligned, writable, of any shape, none sharing
+        memory with another. Objects that hand over their memory by DLPack or the buffer protocol will do. A mapping
+        gives names. A group is a mapping with ``"params"`` and with settings of its own for some of ``lr``, ``beta``
+        and ``eps``.
+    lr : float or callable, default 1e-3
+        The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step; the largest
+        of the parameters' counts) and returns the rate; it is called once per step.
+    beta : float, default 0.9
+        The decay of the average, from 0 to 1. PyTorch calls it alpha, Keras rho.
+    eps : float, default 1e-8
+        Added to the root, ≥ 0.
+    num_threads : int, optional
+        The most threads that a step may use. Without it, `get_num_threads` says.
+
+    Raises
+    ------
+    TypeError
+        If an argument or an array has a wrong type or dtype.
+    ValueError
+        If a shape, a memory layout or a setting is not allowed, or parameters share memory.
+
+    Notes
+    -----
+    Threads that call one optimizer at the same time are served one after another. Pickling and `copy.deepcopy` take the
+    parameters along.
+
+    References
+    ----------
+    T. Tieleman and G. Hinton, "Lecture 6.5 - RMSProp: divide the gradient by a running average of its recent
+    magnitude", COURSERA: Neural Networks for Machine Learning, 2012.
+
+    Examples
+    --------
+    >>> import numpy as np, rmsfast
+    >>> w = np.zeros(3)
+    >>> opt = rmsfast.RMSProp(w, lr=0.1)
+    >>> for _ in range(1000):
+    ...     opt.step(2 * (w - [1, 2, 3]))       # the gradient of (w - target)²
+    >>> bool(np.allclose(w, [1, 2, 3], atol=0.1))
+    True
+    """
+
+    _rule: Callable[..., None] | None = None  # a Python function in the kernel's place: see reference.py
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Callable[[int], float] = 1e-3,
+        beta: float = 0.9,
+        eps: float = 1e-8,
+        *,
+        num_threads: int | None = None,
+    ) -> None:
+        self._defaults = as_settings({"lr": lr, "beta": beta, "eps": eps})
+        self._changed = _kernel.Flag()
+        self._plan = _kernel.Plan(self._changed, read_settings, num_threads, type(self)._rule)
+        single = is_array(params)
+        for group in as_groups(params):
+            self._add_group(group, single)
+
+    def step(self, grads: Any) -> None:
+        """Update every parameter by its gradient, in place.
+
+        Parameters
+        ----------
+        grads : array, sequence or mapping of arrays
+            The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout.
+            None in the place of a gradient leaves its parameter alone, and a mapping may omit names. With groups: one
+            entry for each parameter, or for each group. No gradient may share memory with a parameter or its state.
+
+        Raises
+        ------
+        TypeError
+            If a gradient is no array or has another dtype than its parameter.
+        ValueError
+            If a gradient's shape differs, if there are too few or too many, if a name is unknown, if memory is shared,
+            or if a parameter was resized or changed since it was given.
+
+        Notes
+        -----
+        Everything is checked before the first element changes: a call that raises has changed nothing.
+        """
+        if not self._plan.step(grads) and not self._plan.step(self._in_line(grads)):
+            raise RuntimeError("grads: changed during the step, as did the parameters, expected them to stay")
+
+    def _in_line(self, grads: Any) -> list[Array | None]:
+        """Return the gradients, in any form that is allowed, in the plan's own: one ndarray or None a parameter."""
+        groups, keys, named = self._plan.groups, self._plan.keys, self._plan.named
+        if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_array(grads):
+            grads = as_sequence("grads", grads, "a sequence of gradients")
+            if len(grads) == len(groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
+                grads = self._in_line_by_group(grads)
+        line = in_line(grads, keys, named)
+        label = "grads" if self._plan.single else "grads[{!r}]"
+        return [
+            None if g is None else np.asarray(as_array(label.format(key), g)) for key, g in zip(keys, line, strict=True)
+        ]
+
+    def _in_line_by_group(self, grads: Sequence[Any]) -> list[Any]:
+        """Return gradients that were given group by group as one for each parameter."""
+        line: list[Any] = []
+        for i, (group, entry) in enumerate(zip(self._plan.groups, grads, strict=True)):
+            size = len(group["params"])
+            names = group.get("param_names")
+            if isinstance(entry, Mapping) and "params" in entry and "params" not in (names or ()):
+                entry = entry["params"]
+            if entry is None:
+                line += [None] * size
+            else:
+                line += in_line(entry, names or range(size), names is not None, f"grads[{i}]")
+        return line
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Train more parameters from the next step on.
+
+        Parameters
+        ----------
+        group : mapping
+            ``"params"``, as in the constructor, and settings where they differ from the constructor's. Its parameters
+            have names if, and only if, those of the other groups have.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor.
+        """
+        self._add_group(group, single=False)
+
+    def _add_group(self, group: Any, single: bool) -> None:
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"group: {group!r:.60}, expected a mapping with 'params' and settings")
+        own = {name: value for name, value in group.items() if name not in ("params", "param_names")}
+        settings = as_settings({**self._defaults, **own})
+        names, arrays = as_params(group["params"])
+        self._plan.add_group(ParamGroup(arrays, names, settings, self._changed), arrays, names, single)
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """The parameter groups; ``opt.param_groups[0]["lr"] = 0.01`` changes a setting between two steps."""
+        return tuple(self._plan.groups)
+
+    @property
+    def lr(self) -> float | Callable[[int], float]:
+        """The learning rate of all groups (ValueError if they differ); setting it sets that of every group."""
+        rates = [group["lr"] for group in self._plan.groups]
+        if any(rate != rates[0] for rate in rates):
+            raise ValueError(f"lr: the groups have {rates}, expected one rate; see param_groups")
+        return rates[0]  # type: ignore[no-any-return]
+
+    @lr.setter
+    def lr(self, value: float | Callable[[int], float]) -> None:
+        checked = as_settings({"lr": value})
+        for group in self._plan.groups:
+            group.update(checked)
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Any]]:
+        """By name or index of each parameter: ``step``, its count, and ``square_avg``, the live array v.
+
+        The mapping is for reading; `load_state_dict` replaces what it shows.
+        """
+        entries = zip(self._plan.keys, self._plan.steps, self._plan.square_avgs, strict=True)
+        return MappingProxyType(
+            {key: MappingProxyType({"step": step, "square_avg": square_avg}) for key, step, square_avg in entries}
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the state and the settings, in PyTorch's layout.
+
+        Returns
+        -------
+        dict
+            ``state``: for each parameter, by name or index, a dict of ``step``, an int, and ``square_avg``, an array.
+            ``param_groups``: for each group, a dict of its settings, without a callable ``lr``, and ``params``, the
+            names or indices of its parameters.
+        """
+        keys = self._plan.keys
+        steps, square_avgs = self._plan.snapshot()
+        state = {
+            key: {"step": step, "square_avg": square_avg}
+            for key, step, square_avg in zip(keys, steps, square_avgs, strict=True)
+        }
+        groups, rest = [], iter(keys)
+        for group in self._plan.groups:
+            settings = {name: group[name] for name in RANGES if not callable(group[name])}
+            groups.append({**settings, "params": [next(rest) for _ in group["params"]]})
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned, into the arrays that the optimizer has, or raise and change nothing.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            With the same groups and the same parameters, by name or index, of the same shapes and dtypes. A setting
+            that a group lacks, as a callable ``lr``, stays as it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something is missing, unknown, of a wrong type, or does not fit.
+        """
+        groups, keys = self._plan.groups, self._plan.keys
+        entries = _part(state_dict, "state", Mapping)
+        packed = _part(state_dict, "param_groups", (list, tuple))
+        if len(packed) != len(groups):
+            raise ValueError(f"param_groups: {len(packed)} groups, expected {len(groups)}")
+        settings, rest = [], iter(keys)
+        for i, group in enumerate(packed):
+            members = _part(group, "params", (list, tuple), f"param_groups[{i}]")
+            expected = [next(rest) for _ in groups[i]["params"]]
+            if list(members) != expected:
+                raise ValueError(f"param_groups[{i}]['params']: {list(members)!r:.200}, expected {expected!r:.200}")
+            settings.append(as_settings({k: v for k, v in group.items() if k not in ("params", "param_names")}))
+
+        unknown = [key for key in entries if key not in set(keys)]
+        if unknown:
+            raise ValueError(f"state[{unknown[0]!r}]: no such parameter, expected {keys!r:.200}")
+        steps, square_avgs = [], []
+        for key, own in zip(keys, self._plan.square_avgs, strict=True):
+            entry = _part(entries, key, Mapping, "state")
+            surplus = [name for name in entry if name not in ("step", "square_avg")]
+            if surplus:
+                raise ValueError(f"state[{key!r}][{surplus[0]!r}]: unknown, expected step and square_avg")
+            steps.append(_as_count(f"state[{key!r}]['step']", _part(entry, "step", object, f"state[{key!r}]")))
+            label = f"state[{key!r}]['square_avg']"
+            square_avg = np.asarray(as_array(label, _part(entry, "square_avg", object, f"state[{key!r}]")))
+            if square_avg.dtype != own.dtype:
+                raise TypeError(f"{label}: dtype {square_avg.dtype}, expected {own.dtype}")
+            if square_avg.shape != own.shape:
+                raise ValueError(f"{label}: shape {square_avg.shape}, expected {own.shape}")
+            square_avgs.append(square_avg)
+
+        self._plan.restore(steps, square_avgs)
+        for own_group, values in zip(groups, settings, strict=True):
+            own_group.update(values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        groups = []
+        for group in self._plan.groups:
+            settings = dict(group)
+            names = settings.pop("param_names", None)
+            arrays = settings.pop("params")
+            settings["params"] = list(arrays) if names is None else dict(zip(names, arrays, strict=True))
+            groups.append(settings)
+        return {
+            "groups": groups,
+            "single": self._plan.single,
+            "defaults": self._defaults,
+            "num_threads": self._plan.num_threads,
+            "state_dict": self.state_dict(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        groups = state["groups"]
+        params = groups[0]["params"][0] if state["single"] else groups
+        RMSProp.__init__(self, params, **state["defaults"], num_threads=state["num_threads"])
+        for own, group in zip(self._plan.groups, groups, strict=True):
+            own.update({name: group[name] for name in RANGES})
+        self.load_state_dict(state["state_dict"])
+
+    def __repr__(self) -> str:
+        groups = "".join(f"\n    {group!r}" for group in self._plan.groups)
+        return f"{type(self).__name__}({groups}\n)"
+
+
+def _part(mapping: Any, key: Any, kind: Any, label: str = "state_dict") -> Any:
+    """Return one part of a state dict that has to be there and of a kind, or raise."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{label}: {type(mapping).__name__}, expected a mapping")
+    if key not in mapping:
+        raise ValueError(f"{label}: has no {key!r}, expected one")
+    if not isinstance(mapping[key], kind):
+        wanted = "a mapping" if kind is Mapping else "a list"
+        raise TypeError(f"{label}[{key!r}]: {type(mapping[key]).__name__}, expected {wanted}")
+    return mapping[key]
+
+
+def _as_count(label: str, value: Any) -> int:
+    """Return a step count as an int; PyTorch has it as a float."""
+    try:
+        if isinstance(value, (bool, str, bytes)):
+            raise TypeError
+        count = int(value) if float(value).is_integer() else operator.index(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{label}: {value!r:.60}, expected an integer") from None
+    if not 0 <= count <= sys.maxsize:
+        raise ValueError(f"{label}: {count}, expected a count from 0 to {sys.maxsize}")
+    return count
+
+
+def rmsprop_update(
+    w: Any,
+    v: Any,
+    g: Any,
+    *,
+    lr: float = 1e-3,
+    beta: float = 0.9,
+    eps: float = 1e-8,
+    num_threads: int | None = None,
+) -> None:
+    """Take one RMSProp step on one array, with state that the caller keeps; w and v are updated in place.
+
+    ::
+
+        v ← beta·v + (1 − beta)·g²
+        w ← w − lr·g / (√v + eps)
+
+    Parameters
+    ----------
+    w, v : array
+        The parameter and the running average of its squared gradient: float32 or float64, of one shape and dtype, both
+        in C or both in Fortran order, aligned, writable, not sharing memory.
+    g : array
+        The gradient: the same shape and dtype, in any memory layout, sharing no memory with w or v.
+    lr, beta, eps : float
+        Learning rate (≥ 0), decay (from 0 to 1), and what is added to the root (≥ 0).
+    num_threads : int, optional
+        The most threads to use. Without it, `get_num_threads` says.
+
+    Raises
+    ------
+    TypeError
+        If an argument or an array has a wrong type or dtype.
+    ValueError
+        If a shape, a memory layout or a setting is not allowed, or arrays share memory.
+
+    References
+    ----------
+    T. Tieleman and G. Hinton, "Lecture 6.5 - RMSProp", COURSERA: Neural Networks for Machine Learning, 2012.
+    """
+    update_with(None, w, v, g, lr, beta, eps, num_threads)
+
+
+def update_with(
+    rule: Callable[..., None] | None,
+    w: Any,
+    v: Any,
+    g: Any,
+    lr: float,
+    beta: float,
+    eps: float,
+    num_threads: int | None,
+) -> None:
+    """Check the arguments of `rmsprop_update` and let a rule, or without one the kernel, do the arithmetic."""
+    _kernel.update(
+        as_array("w", w),
+        as_array("v", v),
+        as_array("g", g),
+        as_setting("lr", lr),
+        as_setting("beta", beta),
+        as_setting("eps", eps),
+        num_threads,
+        rule,
+    )

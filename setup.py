@@ -1,0 +1,98 @@
+"""The extension module: its sources, the instruction sets, a probe for OpenMP. Metadata is in pyproject.toml.
+
+Environment variables: RMSFAST_OPENMP=0 builds without threads; RMSFAST_SANITIZE=address,undefined builds with gcc's and
+clang's sanitizers.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from sysconfig import get_platform
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+CSRC = "rmsfast/csrc"
+# The wide instruction sets of x86-64. A macOS build for two processors at once has the floor only.
+WIDE = get_platform().endswith(("x86_64", "amd64"))
+
+# The bit contract's part of the build: no contraction into fused multiply-add. The other two switches change no bit
+# and let the compiler vectorize square root and division.
+GNU_FLAGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+MSVC_FLAGS = ["/O2", "/std:c11", "/fp:precise"]
+
+# By compiler family, the flags of each isa_*.c file.
+ISA_FLAGS = {
+    "unix": {
+        "baseline": [],
+        "avx2": ["-mavx2"],
+        "avx512": ["-mavx512f", "-mavx512vl", "-mprefer-vector-width=512"],
+    },
+    "msvc": {"baseline": [], "avx2": ["/arch:AVX2"], "avx512": ["/arch:AVX512"]},
+}
+
+# By compiler family, what to try for OpenMP: flags to compile with, flags to link with.
+OPENMP_FLAGS = {
+    "unix": [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])],
+    "msvc": [(["/openmp"], [])],
+}
+
+
+class BuildExt(build_ext):
+    def build_extensions(self):
+        family = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
+        flags = MSVC_FLAGS if family == "msvc" else GNU_FLAGS
+        sanitize = os.environ.get("RMSFAST_SANITIZE")
+        sanitizer = ["-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else []
+        openmp_compile, openmp_link = self.probe_openmp(OPENMP_FLAGS[family])
+        for extension in self.extensions:
+            for isa in ["baseline", "avx2", "avx512"] if WIDE else ["baseline"]:
+                extension.extra_objects += self.compiler.compile(
+                    [f"{CSRC}/isa_{isa}.c"],
+                    output_dir=self.build_temp,
+                    extra_postargs=flags + sanitizer + ISA_FLAGS[family][isa],
+                    depends=extension.depends,
+                )
+            extension.extra_compile_args += flags + sanitizer + openmp_compile
+            extension.extra_link_args += sanitizer + openmp_link
+        super().build_extensions()
+
+    def probe_openmp(self, candidates):
+        """Return the first flags with which a small OpenMP program compiles and links; none if none do."""
+        if os.environ.get("RMSFAST_OPENMP") == "0":
+            return [], []
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            for compile_flags, link_flags in candidates:
+                try:
+                    objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=compile_flags)
+                    self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link_flags)
+                except (CompileError, LinkError):
+                    continue
+                return compile_flags, link_flags
+        print("rmsfast: this compiler has no OpenMP, so the build is single-threaded", file=sys.stderr)
+        return [], []
+
+
+kernel = Extension(
+    "rmsfast._kernel",
+    sources=["rmsfast/_kernel.pyx", f"{CSRC}/dispatch.c", f"{CSRC}/gather.c"],
+    include_dirs=["rmsfast", numpy.get_include()],
+    depends=[str(source) for source in sorted(Path(CSRC).iterdir())],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("RMSFAST_WIDE", "1")] if WIDE else [])],
+)
+
+setup(
+    ext_modules=cythonize(
+        [kernel],
+        language_level=3,
+        build_dir="build/cython",
+        compiler_directives={"cdivision": True},
+    ),
+    cmdclass={"build_ext": BuildExt},
+)
