@@ -1,0 +1,53 @@
+"""Make pytest use the installed rmsfast, never this checkout's source folder by accident, and say which it is."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+
+# `python -m pytest` puts the checkout first on the path, where its source folder would hide the installed package. At
+# the end of the path it hides nothing, and `bench` can still be imported from it.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT] + [str(ROOT)]
+
+
+def stale_files(installed: Path) -> list[str]:
+    """Return the source files in which the installed package differs from this checkout."""
+    sources = [
+        file.relative_to(ROOT / "rmsfast")
+        for file in sorted((ROOT / "rmsfast").rglob("*"))
+        if file.suffix in (".py", ".pyi", ".pyx", ".c", ".h")
+    ]
+    if installed == ROOT / "rmsfast":  # an editable install: what counts is that the kernel is newer than its sources
+        import rmsfast._kernel
+
+        built = Path(rmsfast._kernel.__file__).stat().st_mtime
+        kernel_sources = [file for file in sources if file.suffix in (".pyx", ".c", ".h")]
+        return [str(file) for file in kernel_sources if (installed / file).stat().st_mtime > built]
+    return [
+        str(file)
+        for file in sources
+        if not (installed / file).is_file() or (installed / file).read_bytes() != (ROOT / "rmsfast" / file).read_bytes()
+    ]
+
+
+def pytest_configure() -> None:
+    try:
+        import rmsfast
+    except ImportError as error:
+        raise pytest.UsageError(f"{error}. Install it: pip install '.[test]'") from None
+    installed = Path(rmsfast.__file__).resolve().parent
+    stale = stale_files(installed)
+    if stale:
+        raise pytest.UsageError(
+            f"the rmsfast installed in {installed} is not this checkout's: {', '.join(stale)} changed. "
+            "Install it again, with `pip install .` or `pip install -e .`"
+        )
+
+
+def pytest_report_header() -> str:
+    import rmsfast
+
+    config = rmsfast.config()
+    return f"rmsfast {config['version']} at {rmsfast.__path__[0]}, {config['isa']}, {config['num_threads']} threads"

@@ -1,0 +1,62 @@
+"""What several test files need: the formula as a user writes it, and equality of bits."""
+
+import numpy as np
+
+
+def textbook(w, v, g, lr=1e-3, beta=0.9, eps=1e-8):
+    """The two lines that a user of NumPy 2 writes. `g * g` for `g**2` makes no difference but for 0-d arrays."""
+    with np.errstate(all="ignore"):
+        v[:] = beta * v + (1 - beta) * g**2
+        w -= lr * g / (np.sqrt(v) + eps)
+
+
+def assert_same_bits(actual, expected):
+    """Equal dtype, shape and bits; any NaN equals any NaN."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    bits = f"u{actual.itemsize}"
+    same = (np.ascontiguousarray(actual).view(bits) == np.ascontiguousarray(expected).view(bits)) | (
+        np.isnan(actual) & np.isnan(expected)
+    )
+    if not same.all():
+        where = tuple(axis[0] for axis in np.nonzero(~same))
+        raise AssertionError(
+            f"{np.count_nonzero(~same)} of {same.size} elements differ, first at {where}: "
+            f"{actual[where]!r}, expected {expected[where]!r}"
+        )
+
+
+def offset_array(values, offset):
+    """A copy of flat values that begins `offset` bytes past a cache line."""
+    values = np.asarray(values)
+    memory = np.zeros(values.nbytes + 128, np.uint8)
+    start = -memory.__array_interface__["data"][0] % 64 + offset
+    array = memory[start : start + values.nbytes].view(values.dtype)
+    array[:] = values
+    return array
+
+
+def misaligned(values):
+    """A copy of values at an odd address."""
+    packed = np.zeros(values.shape, np.dtype([("pad", "u1"), ("value", values.dtype)]))
+    packed["value"] = values
+    assert not packed["value"].flags.aligned
+    return packed["value"]
+
+
+def fleeting(rng, shape, dtype):
+    """Random numbers over many magnitudes."""
+    return (rng.standard_normal(shape) * 10.0 ** rng.uniform(-6, 3, shape)).astype(dtype)
+
+
+def every_kind_of_number(rng, n, dtype):
+    """Random bit patterns: normal and subnormal numbers of every magnitude, infinities, NaNs; and signed zeros."""
+    dtype = np.dtype(dtype)
+    bits = np.dtype(f"u{dtype.itemsize}")
+    numbers = rng.integers(0, np.iinfo(bits).max, n, bits, endpoint=True).view(dtype)
+    info = np.finfo(dtype)
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, info.max, -info.max, info.tiny, info.smallest_subnormal, 1.0]
+    chosen = rng.random(n) < 0.25
+    numbers[chosen] = rng.choice(np.array(special, dtype), np.count_nonzero(chosen))
+    return numbers
