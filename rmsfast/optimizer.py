@@ -61,7 +61,7 @@ def read_settings(groups: Sequence[Mapping[str, Any]], steps: int) -> tuple[bool
     """
     schedules = {id(group["lr"]): group["lr"] for group in groups if callable(group["lr"])}
     scheduled = {key: as_setting("lr", schedule(steps), f"lr({steps})") for key, schedule in schedules.items()}
-    numbers = [
+    numbers: list[tuple[float, ...]] = [
         (scheduled.get(id(group["lr"]), group["lr"]), group["beta"], 1 - group["beta"], group["eps"])
         for group in groups
     ]
@@ -168,14 +168,14 @@ def as_groups(params: Any) -> list[Mapping[str, Any]]:
     """Return params, in any of its forms, as a list of groups."""
     if is_array(params):
         return [{"params": params}]
-    members = params
+    members: Any = params
     if not isinstance(params, Mapping):
         members = as_sequence("params", params, "an array, a sequence or mapping of arrays, or a sequence of groups")
     if len(members) == 0:
         raise ValueError("params: empty, expected at least one array")
     if isinstance(params, Mapping) or not any(isinstance(member, Mapping) for member in members):
         return [{"params": members}]
-    return members
+    return list(members)
 
 
 def count_of(n: int, noun: str) -> str:

@@ -1,0 +1,56 @@
+"""What is installed: the public names, their documentation, and a clear error from a folder without the kernel."""
+
+import doctest
+import inspect
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rmsfast
+import rmsfast.optimizer
+
+PUBLIC = [rmsfast.RMSProp, rmsfast.rmsprop_update, rmsfast.config, rmsfast.get_num_threads, rmsfast.set_num_threads]
+
+
+def test_config():
+    config = rmsfast.config()
+    assert list(config) == ["version", "isa", "isas", "openmp", "num_threads", "numpy"]
+    assert config["version"] == rmsfast.__version__
+    assert config["isas"][0] == "baseline"
+    assert config["isa"] in config["isas"]
+    assert isinstance(config["openmp"], bool)
+    assert config["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize("thing", PUBLIC)
+def test_public_names_are_documented(thing):
+    assert thing.__name__ in rmsfast.__all__
+    assert len(inspect.getdoc(thing).splitlines()) > 5
+
+
+@pytest.mark.parametrize("name", ["RMSProp", "rmsprop_update"])
+def test_the_reference_has_the_same_signatures(name):
+    ours, reference = getattr(rmsfast, name), getattr(rmsfast.reference, name)
+    assert inspect.signature(ours) == inspect.signature(reference)
+
+
+def test_examples_in_docstrings():
+    results = doctest.testmod(rmsfast.optimizer)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_a_source_folder_without_the_kernel(tmp_path):
+    """As in a checkout that was not built in place, with the current folder on the path."""
+    (tmp_path / "rmsfast").mkdir()
+    for file in Path(rmsfast.__file__).parent.glob("*.py"):
+        shutil.copy(file, tmp_path / "rmsfast")
+    command = [sys.executable, "-S", "-c", "import rmsfast"]  # -S: an editable install must not help out
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[-1].startswith("ImportError: rmsfast: its compiled kernel is not in ")
+    assert "pip install" in result.stderr
