@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 try:
-    from rmsfast import _kernel
+    import rmsfast._kernel as _kernel
 except ModuleNotFoundError as error:
     if error.name != "rmsfast._kernel":
         raise
