@@ -63,12 +63,15 @@ cdef extern from "csrc/fpmode.h" nogil:
 cdef extern from *:
     """
     #ifdef _OPENMP
+    #include <omp.h>
     enum { HAS_OPENMP = 1 };
     #else
     enum { HAS_OPENMP = 0 };
+    static double omp_get_wtime(void) { return 0; }
     #endif
     """
     bint HAS_OPENMP
+    double omp_get_wtime() nogil
 
 OPENMP = HAS_OPENMP
 
@@ -100,13 +103,22 @@ ISA = isa.name.decode()
 
 # ---- Threads: how many, decided in one place ----
 
-# A thread is worth starting for this many bytes of parameters: 16 384 float32 elements take 2 to 8 µs on the CPUs
-# tried, about what it costs to start a team. Below twice as much, a step stays on the calling thread.
-cdef size_t bytes_per_thread = 1 << 16
+cdef struct Tuning:
+    # A thread is worth starting for this many bytes of parameters: 16 384 float32 elements take 2 to 8 µs on the CPUs
+    # tried, about what it costs to start a team. Below twice as much, a step stays on the calling thread.
+    size_t bytes_per_thread
+    # Another Python thread gets the GIL during a step on this many bytes; below, handing it over costs too much of it.
+    size_t bytes_to_release_gil
+    # A team that takes longer than this has waited for a core that someone keeps busy. Idle threads of OpenBLAS do, for
+    # some milliseconds after each matrix product, and then a step on two threads can take a hundred times as long as on
+    # one. Every CPU tried takes less than half a nanosecond a byte alone.
+    double seconds_of_a_slow_team
+    double seconds_of_a_slow_byte
+    # After a slow team, steps stay on the calling thread for this many times as long as it took.
+    double patience
 
-# Another Python thread gets the GIL during a step on at least this many bytes; handing it over costs more than the
-# step below it.
-cdef size_t bytes_to_release_gil = 1 << 16
+cdef Tuning tuning = Tuning(1 << 16, 1 << 16, 2e-4, 1e-9, 100)
+cdef double alone_until = 0     # on the clock of omp_get_wtime
 
 cdef int default_threads = 0    # 0: not asked for yet
 cdef int MOST_THREADS = 1024
@@ -161,20 +173,33 @@ def set_num_threads(n):
 
 cdef int team_size(size_t length, int wanted) except -1:
     """How many threads a step on `length` bytes of parameters uses, where 0 is wanted for the default."""
-    cdef size_t worth_it = length // bytes_per_thread
-    if worth_it < 2:
+    cdef size_t worth_it = length // tuning.bytes_per_thread
+    if not HAS_OPENMP or worth_it < 2 or omp_get_wtime() < alone_until:
         return 1
     if wanted == 0:
         wanted = get_num_threads()
     return wanted if <size_t>wanted < worth_it else <int>worth_it
 
 
-def _set_bytes_per_thread(size_t n):
-    """Set the measured constant of that name and return the old one: tests cut short lines into many stretches."""
-    global bytes_per_thread
-    old = bytes_per_thread
-    bytes_per_thread = n if n > 0 else 1
+cdef void judge_team(size_t length, double start, double stop) noexcept:
+    """Keep the next steps on the calling thread if a team took too long for `length` bytes."""
+    global alone_until
+    if stop - start > tuning.seconds_of_a_slow_team + tuning.seconds_of_a_slow_byte * length:
+        alone_until = stop + tuning.patience * (stop - start)
+
+
+def _tune(**changes):
+    """Change measured constants, and forget slow teams; return the constants from before. For tests."""
+    global tuning, alone_until
+    old = dict(tuning)
+    tuning = {**old, **changes}
+    alone_until = 0
     return old
+
+
+def _team_size(length, wanted):
+    """Return how many threads a step on `length` bytes would use now. For tests."""
+    return team_size(length, as_threads(wanted))
 
 
 # ---- The line of elements, and the loops over it ----
@@ -259,25 +284,29 @@ cdef void update_stretch(const Item *items, Py_ssize_t count, const rmsfast_sett
 
 cdef void update_line(const Item *items, Py_ssize_t count, const rmsfast_settings *settings,
                       size_t length, int threads) noexcept nogil:
-    """Update every element of the line. A team smaller than asked for shares the stretches."""
+    """Update every element of the line with a team. A smaller one than asked for shares the stretches."""
     cdef int t
-    if threads == 1:
-        update_stretch(items, count, settings, 0, length)
-    else:
-        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            update_stretch(items, count, settings, length // threads * t,
-                           length if t == threads - 1 else length // threads * (t + 1))
+    for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+        update_stretch(items, count, settings, length // threads * t,
+                       length if t == threads - 1 else length // threads * (t + 1))
 
 
 cdef int run(const Item *items, Py_ssize_t count, const rmsfast_settings *settings, int wanted) except -1:
     """Update every element of the line with as many threads as it is worth."""
     cdef size_t length = items[count - 1].end if count > 0 else 0
     cdef int threads = team_size(length, wanted)
-    if length < bytes_to_release_gil and threads == 1:
-        update_line(items, count, settings, length, 1)
-    else:
+    cdef double start, stop
+    if threads > 1:
         with nogil:
+            start = omp_get_wtime()
             update_line(items, count, settings, length, threads)
+            stop = omp_get_wtime()
+        judge_team(length, start, stop)
+    elif length >= tuning.bytes_to_release_gil:
+        with nogil:
+            update_stretch(items, count, settings, 0, length)
+    else:
+        update_stretch(items, count, settings, 0, length)
     return 0
 
 

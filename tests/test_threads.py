@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rmsfast
-from rmsfast import threads
+from rmsfast import _kernel, threads
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +123,50 @@ def test_cgroup_quotas(tmp_path, files, expected):
 def test_a_quota_bounds_the_cores(monkeypatch):
     monkeypatch.setattr(threads, "_cgroup_quotas", lambda: [1])
     assert threads.usable_cores() == 1
+
+
+# ---- How many of them a step uses ----
+
+
+@pytest.fixture
+def tune():
+    """Change the measured constants for one test."""
+    old = _kernel._tune()
+    yield _kernel._tune
+    _kernel._tune(**old)
+
+
+needs_openmp = pytest.mark.skipif(not _kernel.OPENMP, reason="built without OpenMP")
+
+
+@needs_openmp
+def test_a_thread_must_be_worth_its_start(tune):
+    tune(bytes_per_thread=1000)
+    sizes = [0, 999, 1999, 2000, 2999, 3000, 4000, 10**12]
+    assert [_kernel._team_size(n, 4) for n in sizes] == [1, 1, 1, 2, 2, 3, 4, 4]
+    rmsfast.set_num_threads(3)
+    assert _kernel._team_size(10**12, None) == 3
+
+
+@needs_openmp
+def test_after_a_slow_team_steps_stay_alone_for_a_while(tune):
+    """As beside a BLAS whose idle threads keep the other cores busy: no team for a while, then another try."""
+    w, g = np.ones(100_000, np.float32), np.ones(100_000, np.float32)
+    opt = rmsfast.RMSProp(w, num_threads=2)
+    assert _kernel._team_size(w.nbytes, 2) == 2
+    opt.step(g)
+    tune(seconds_of_a_slow_team=1e9)
+    opt.step(g)
+    assert _kernel._team_size(w.nbytes, 2) == 2
+    tune(seconds_of_a_slow_team=-1, patience=1e6)  # now every team is a slow one
+    opt.step(g)
+    assert _kernel._team_size(w.nbytes, 2) == 1
+    opt.step(g)
+    tune(seconds_of_a_slow_team=-1, patience=0)
+    opt.step(g)
+    assert _kernel._team_size(w.nbytes, 2) == 2
+    assert opt.state[0]["step"] == 5
+
+
+def test_without_openmp_every_step_is_alone(tune):
+    assert rmsfast.config()["openmp"] == (_kernel._team_size(10**12, 2) == 2)
