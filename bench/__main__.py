@@ -27,16 +27,19 @@ def main() -> None:
 
     contenders = CONTENDERS | limits()
     console = Console()
-    table = Table("case", *contenders, title="µs a step (÷ rmsfast)")
+    table = Table("case", title="µs a step, and how many times as long as rmsfast")
+    for label in contenders:
+        table.add_column(label, justify="right")
     with Progress(console=console, transient=True) as progress:
         for name in progress.track(names, description="measuring"):
             times = measure(name, contenders, options)
-            table.add_row(name, *[f"{t * 1e6:,.2f} ({t / times['rmsfast']:.2f})" for t in times.values()])
+            table.add_row(name, *[f"{t * 1e6:,.2f}\n{t / times['rmsfast']:.2f}×" for t in times.values()])
     console.print(table)
     config = rmsfast.config()
     console.print(
-        f"{options.dtype}, {options.threads} threads, {config['isa']}, minimum of the rounds; rmsfast {config['version']}, "
-        f"NumPy {config['numpy']}, Python {platform.python_version()}, {platform.machine()} {platform.system()}",
+        f"{options.dtype}, {options.threads} threads, {config['isa']}, minimum of the rounds\n"
+        f"rmsfast {config['version']}, NumPy {config['numpy']}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}",
         highlight=False,
     )
 

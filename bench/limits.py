@@ -13,7 +13,9 @@ import numpy as np
 
 from bench.contenders import Arrays
 
-FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC".split()
+FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
+SHARED = ["-shared", "-fPIC"]
+WORTH_THREADS = 32_768  # elements: below, one thread is faster than any team
 
 
 @cache
@@ -26,7 +28,7 @@ def library() -> ctypes.CDLL | None:
         target = Path(folder, "limits.so")
         source = Path(__file__).with_name("limits.c")
         for width in ["-mprefer-vector-width=512"], []:
-            command = [compiler, *FLAGS, *width, str(source), "-o", str(target), "-lm"]
+            command = [compiler, *FLAGS, *SHARED, *width, str(source), "-o", str(target), "-lm"]
             if subprocess.run(command, capture_output=True).returncode == 0:
                 return ctypes.CDLL(str(target))
     return None
@@ -40,6 +42,7 @@ def limit(kind: str) -> Callable[[Arrays, int], Callable[[], None]]:
         loop = getattr(library(), f"{kind}_{w.dtype}")
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (w, v, g)]
         size = ctypes.c_ssize_t(w.size)
+        threads = threads if w.size >= WORTH_THREADS else 1
 
         def step(keep=(w, v, g)):
             loop(*pointers, size, threads)

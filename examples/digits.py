@@ -1,11 +1,12 @@
 """Train a small network on handwritten digits, once with rmsfast and once with plain NumPy, and compare the two.
 
-The network, its gradients and the plain optimizer are written out in NumPy below. Needs `pip install ".[demo]"`; takes a
-few seconds, and saves a picture, digits.png, in the current folder.
+The network, its gradients and the plain optimizer are written out in NumPy below. Needs `pip install ".[demo]"`, takes
+a few seconds, and saves a picture, digits.png, in the current folder.
 """
 
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 import matplotlib
@@ -46,7 +47,7 @@ class PlainRMSProp:
 def initial_params():
     rng = np.random.default_rng(0)
     params = []
-    for inputs, outputs in zip(LAYERS[:-1], LAYERS[1:], strict=True):
+    for inputs, outputs in pairwise(LAYERS):
         weights = rng.standard_normal((inputs, outputs)) * np.sqrt(2 / inputs)
         params += [weights.astype(np.float32), np.zeros(outputs, np.float32)]
     return params
