@@ -21,7 +21,6 @@ from cpython.pythread cimport (
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_CheckExact
 from cython.parallel cimport prange
-from libc.string cimport memcpy
 
 cnp.import_array()
 
@@ -352,6 +351,7 @@ cdef int check_updatable(str name, cnp.ndarray a) except -1:
 cdef void place(Item *item, cnp.ndarray w, cnp.ndarray v, int group) noexcept:
     """Fill in what stays of an item; its `shape` and `strides` already point to room for the axes."""
     cdef bint c_order = cnp.PyArray_IS_C_CONTIGUOUS(w)
+    cdef int axis
     item.w = <char *>cnp.PyArray_DATA(w)
     item.v = <char *>cnp.PyArray_DATA(v)
     item.n = cnp.PyArray_SIZE(w)
@@ -361,7 +361,8 @@ cdef void place(Item *item, cnp.ndarray w, cnp.ndarray v, int group) noexcept:
     item.layout = cnp.NPY_ARRAY_ALIGNED | (cnp.NPY_ARRAY_C_CONTIGUOUS if c_order else cnp.NPY_ARRAY_F_CONTIGUOUS)
     item.group = group
     item.ndim = cnp.PyArray_NDIM(w)
-    memcpy(item.shape, cnp.PyArray_DIMS(w), item.ndim * sizeof(Py_ssize_t))
+    for axis in range(item.ndim):
+        item.shape[axis] = cnp.PyArray_DIMS(w)[axis]
 
 
 cdef inline bint same_dtype(const Item *item, cnp.ndarray a) noexcept:

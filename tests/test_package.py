@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,21 @@ def test_examples_in_docstrings():
     results = doctest.testmod(rmsfast.optimizer)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_readme(capsys):
+    """Its program runs and learns, and its set-up commands are those that users have been told."""
+    text = (ROOT / "README.md").read_text()
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    exec(program, {})
+    label, error = capsys.readouterr().out.split(":")
+    assert label == "largest error"
+    assert float(error) < 0.1
+    commands = re.search(r"## Quick start\n.*?```sh\n(.*?)```", text, re.DOTALL)[1]
+    assert commands == 'pip install ".[demo]" && python examples/digits.py\npip install ".[test]" && pytest\n'
 
 
 def test_a_source_folder_without_the_kernel(tmp_path):
