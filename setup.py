@@ -92,7 +92,7 @@ setup(
         [kernel],
         language_level=3,
         build_dir="build/cython",
-        compiler_directives={"cdivision": True},
+        compiler_directives={"cdivision": True, "auto_pickle": False, "autotestdict": False},
     ),
     cmdclass={"build_ext": BuildExt},
 )

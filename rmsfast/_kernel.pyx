@@ -627,12 +627,10 @@ cdef list in_memory_order(const Item *item, tuple arrays):
     return [np.asarray(a).reshape(-1, order=order) for a in arrays]
 
 
+@cython.final
 cdef class Flag:
     """Raised by a parameter group whose settings changed, lowered by the plan that reads them."""
     cdef public bint up
-
-    def __init__(self):
-        self.up = True
 
 
 @cython.final
