@@ -44,6 +44,7 @@ OPENMP_FLAGS = {
 
 class BuildExt(build_ext):
     def build_extensions(self):
+        self.force = True  # the environment may ask for other flags than the last build had
         family = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
         flags = MSVC_FLAGS if family == "msvc" else GNU_FLAGS
         sanitize = os.environ.get("RMSFAST_SANITIZE")
