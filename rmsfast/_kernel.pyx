@@ -34,7 +34,6 @@ cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(object list, Py_ssize_t i)
 
 cdef extern from "numpy/arrayobject.h":
-    bint is_array "PyArray_Check"(PyObject *)
     bint is_exact_array "PyArray_CheckExact"(PyObject *)
 
 cdef extern from "csrc/rmsfast.h" nogil:
@@ -80,7 +79,7 @@ OPENMP = HAS_OPENMP
 cdef const rmsfast_isa *isa = NULL
 
 
-def _choose_isa(wanted):
+cdef tuple choose_isa(wanted):
     """Take the widest usable instruction set, or the one called `wanted`; return all usable names."""
     global isa
     cdef const rmsfast_isa *candidate
@@ -96,7 +95,7 @@ def _choose_isa(wanted):
     return tuple(names)
 
 
-ISAS = _choose_isa(os.environ.get("RMSFAST_ISA"))
+ISAS = choose_isa(os.environ.get("RMSFAST_ISA"))
 ISA = isa.name.decode()
 
 
@@ -116,7 +115,13 @@ cdef struct Tuning:
     # After a slow team, steps stay on the calling thread for this many times as long as it took.
     double patience
 
-cdef Tuning tuning = Tuning(1 << 16, 1 << 16, 2e-4, 1e-9, 100)
+cdef Tuning tuning = Tuning(
+    bytes_per_thread=1 << 16,
+    bytes_to_release_gil=1 << 16,
+    seconds_of_a_slow_team=2e-4,
+    seconds_of_a_slow_byte=1e-9,
+    patience=100,
+)
 cdef double alone_until = 0     # on the clock of omp_get_wtime
 
 cdef int default_threads = 0    # 0: not asked for yet
@@ -470,50 +475,48 @@ cdef cnp.ndarray zeros_beside(cnp.ndarray w):
 
 @cython.final
 cdef class Line:
-    """The parameters of an optimizer in a row, with their state. It never grows: a longer one takes its place."""
-    cdef Item *items
-    cdef Py_ssize_t count
-    cdef Py_ssize_t *axes       # room for the shape and strides of every item
-    cdef Span *spans            # of all memory that steps write, sorted
-    cdef Py_ssize_t n_spans
+    """The parameters of an optimizer in a row, group by group, with their state. A longer line takes the place of a
+    shorter one; neither changes in length."""
+    cdef readonly list groups
+    cdef readonly list keys             # of the parameters: names, or else 0, 1, 2, …
+    cdef readonly bint named
+    cdef readonly bint single           # one array, given as itself
     cdef list params, square_avgs
-    cdef list keys              # names; without names 0, 1, 2, …
-    cdef bint named
-    cdef bint single            # one array, given as itself
+    cdef Py_ssize_t count
+    cdef Item *items
+    cdef Py_ssize_t *axes               # room for the shape and strides of every item
+    cdef Span *spans                    # of all memory that steps write, sorted
+    cdef Py_ssize_t n_spans
+    cdef rmsfast_settings *settings     # by group
 
-    def __init__(self, Line shorter, list params, list names, int group, bint single):
-        """Go on from a shorter line, or None, with the parameters of one more group."""
-        cdef Py_ssize_t i, old = 0 if shorter is None else shorter.count, room = 0
+    def __cinit__(self, Line shorter, list groups, bint single):
+        """Go on from a shorter line, or from None, with more groups; each has "params" and perhaps "param_names"."""
+        cdef Py_ssize_t i, kept = 0 if shorter is None else shorter.count, room = 0
         cdef Py_ssize_t *axes
         cdef cnp.ndarray w
-        self.params = params if shorter is None else shorter.params + params
         self.single = single
-        self.named = names is not None if old == 0 else shorter.named
-        if params and self.named != (names is not None):
-            raise ValueError("params: names in some groups and none in others, expected them in all groups or in none")
-        self.keys = list(range(len(self.params)))
-        if self.named:
-            self.keys = (names or []) if shorter is None else shorter.keys + (names or [])
-            if len(set(self.keys)) < len(self.keys):
-                twice = [name for name in names if self.keys.count(name) > 1]
-                raise ValueError(f"params[{twice[0]!r}]: a name of two parameters, expected one name for each")
-        for i in range(old, len(self.params)):
+        self.groups = groups if shorter is None else shorter.groups + groups
+        self.params = [w for group in self.groups for w in group["params"]]
+        self.count = len(self.params)
+        self.name()
+        for i in range(kept, self.count):
             check_updatable(label(self, "params", i), self.params[i])
         self.square_avgs = [] if shorter is None else list(shorter.square_avgs)
-        self.square_avgs += [zeros_beside(w) for w in params]
+        self.square_avgs += [zeros_beside(w) for w in self.params[kept:]]
         for w in self.params:
             room += 2 * cnp.PyArray_NDIM(w)
+        group_of = [g for g, group in enumerate(self.groups) for _ in group["params"]]
 
-        self.items = <Item *>calloc(len(self.params), sizeof(Item))
+        self.settings = <rmsfast_settings *>calloc(len(self.groups), sizeof(rmsfast_settings))
+        self.items = <Item *>calloc(self.count, sizeof(Item))
         self.axes = axes = <Py_ssize_t *>calloc(room, sizeof(Py_ssize_t))
-        self.count = len(self.params)
         for i in range(self.count):
             w = self.params[i]
             self.items[i].shape = axes
             self.items[i].strides = axes + cnp.PyArray_NDIM(w)
             axes += 2 * cnp.PyArray_NDIM(w)
-            place(&self.items[i], w, self.square_avgs[i], shorter.items[i].group if i < old else group)
-            if i < old:
+            place(&self.items[i], w, self.square_avgs[i], group_of[i])
+            if i < kept:
                 self.items[i].steps = shorter.items[i].steps
         self.lay_spans()
 
@@ -521,6 +524,20 @@ cdef class Line:
         PyMem_Free(self.items)
         PyMem_Free(self.axes)
         PyMem_Free(self.spans)
+        PyMem_Free(self.settings)
+
+    cdef int name(self) except -1:
+        """Find the keys: names in all groups, or in none; a group without parameters does not matter."""
+        groups = [group for group in self.groups if group["params"]]
+        named = [group for group in groups if "param_names" in group]
+        self.named = len(named) > 0
+        self.keys = [key for group in named for key in group["param_names"]] if self.named else list(range(self.count))
+        if self.named and len(named) < len(groups):
+            raise ValueError("params: names in some groups and none in others, expected them in all groups or in none")
+        if len(set(self.keys)) < self.count:
+            twice = next(key for key in self.keys if self.keys.count(key) > 1)
+            raise ValueError(f"params[{twice!r}]: a name of two parameters, expected one name for each")
+        return 0
 
     cdef int lay_spans(self) except -1:
         """Sort all memory that steps write, and refuse parameters that share some."""
@@ -591,6 +608,7 @@ cdef class Line:
                 Py_DECREF(<object>g)
 
     cdef void count_step(self) noexcept:
+        """Count this step for each parameter that has a gradient."""
         cdef Py_ssize_t i
         for i in range(self.count):
             self.items[i].steps += self.items[i].grad != NULL
@@ -601,13 +619,13 @@ cdef class Line:
             most = max(most, self.items[i].steps)
         return most
 
-    cdef int apply(self, rule, const rmsfast_settings *settings) except -1:
+    cdef int apply(self, rule) except -1:
         """Let a Python function do what the kernel does: rule(w, v, g, lr, beta, eps) on flat views."""
         cdef Py_ssize_t i
         cdef const rmsfast_settings *s
         for i in range(self.count):
             if self.items[i].grad != NULL:
-                s = &settings[self.items[i].group]
+                s = &self.settings[self.items[i].group]
                 arrays = self.params[i], self.square_avgs[i], <object>self.items[i].grad
                 rule(*in_memory_order(&self.items[i], arrays), s.lr, s.beta, s.eps)
         return 0
@@ -652,32 +670,26 @@ cdef class Plan:
     cdef PyThread_type_lock lock
     cdef bint busy
     cdef unsigned long owner            # while busy: the thread that holds the lock
-    cdef Line line
-    cdef list all_groups
-    cdef rmsfast_settings *settings     # by group
+    cdef readonly Line line
     cdef Flag changed
     cdef bint scheduled
     cdef object read_settings
     cdef object rule
     cdef int wanted_threads
 
-    def __cinit__(self):
-        self.lock = PyThread_allocate_lock()
-        if self.lock == NULL:
-            raise MemoryError("no memory for a lock")
-
-    def __init__(self, Flag changed not None, read_settings, num_threads, rule):
+    def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
         self.wanted_threads = as_threads(num_threads)
         self.changed = changed
         self.read_settings = read_settings
         self.rule = rule
-        self.all_groups = []
-        self.line = Line(None, [], [], 0, False)
+        self.line = Line(None, [], False)
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError("no memory for a lock")
 
     def __dealloc__(self):
         if self.lock != NULL:
             PyThread_free_lock(self.lock)
-        PyMem_Free(self.settings)
 
     cdef int acquire(self) except -1:
         if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
@@ -693,17 +705,11 @@ cdef class Plan:
         self.busy = False
         PyThread_release_lock(self.lock)
 
-    def add_group(self, group, list params, list names, bint single):
-        """Take one more group of parameters (ndarrays, with names or None) and give them state of zeros."""
-        cdef rmsfast_settings *settings
+    def add_groups(self, list groups, bint single):
+        """Take more groups with state of zeros for their parameters, or raise and change nothing."""
         self.acquire()
         try:
-            line = Line(self.line, params, names, <int>len(self.all_groups), single)
-            settings = <rmsfast_settings *>calloc(len(self.all_groups) + 1, sizeof(rmsfast_settings))
-            PyMem_Free(self.settings)
-            self.settings = settings
-            self.line = line
-            self.all_groups = self.all_groups + [group]
+            self.line = Line(self.line, groups, single)
             self.changed.up = True
         finally:
             self.release()
@@ -724,9 +730,9 @@ cdef class Plan:
                 taken = self.line.take(grads)
             if taken:
                 if self.rule is None:
-                    run(self.line.items, self.line.count, self.settings, self.wanted_threads)
+                    run(self.line.items, self.line.count, self.line.settings, self.wanted_threads)
                 else:
-                    self.line.apply(self.rule, self.settings)
+                    self.line.apply(self.rule)
                 self.line.count_step()
             return taken
         finally:
@@ -739,9 +745,9 @@ cdef class Plan:
         cdef double lr, beta, one_minus_beta, eps
         self.changed.up = False
         try:
-            self.scheduled, settings = self.read_settings(self.all_groups, self.line.most_steps())
+            self.scheduled, settings = self.read_settings(self.line.groups, self.line.most_steps())
             for i, (lr, beta, one_minus_beta, eps) in enumerate(settings):
-                self.settings[i] = rmsfast_settings(lr, beta, one_minus_beta, eps)
+                self.line.settings[i] = rmsfast_settings(lr, beta, one_minus_beta, eps)
         except BaseException:
             self.changed.up = True
             raise
@@ -751,48 +757,30 @@ cdef class Plan:
     def num_threads(self):
         return self.wanted_threads or None
 
-    @property
-    def single(self):
-        return self.line.single
-
-    @property
-    def named(self):
-        return self.line.named
-
-    @property
-    def groups(self):
-        return list(self.all_groups)
-
-    @property
-    def keys(self):
-        return list(self.line.keys)
-
-    @property
-    def square_avgs(self):
-        return list(self.line.square_avgs)
-
-    @property
-    def steps(self):
-        return [self.line.items[i].steps for i in range(self.line.count)]
+    def state(self):
+        """Return the line, and the key, step count and live square average of each of its parameters."""
+        cdef Line line = self.line
+        return line, [(line.keys[i], line.items[i].steps, line.square_avgs[i]) for i in range(line.count)]
 
     def snapshot(self):
-        """Return the step counts and copies of the square averages, all as of one moment between two steps."""
+        """Return `state` with copies of the square averages, as of one moment between two steps."""
         self.acquire()
         try:
-            return self.steps, [a.copy(order="K") for a in self.line.square_avgs]
+            line, entries = self.state()
+            return line, [(key, steps, square_avg.copy(order="K")) for key, steps, square_avg in entries]
         finally:
             self.release()
 
-    def restore(self, list steps, list square_avgs):
-        """Take over step counts and square averages that are checked already, and may be this optimizer's own."""
+    def restore(self, Line line not None, list steps, list square_avgs):
+        """Take over step counts and square averages that were checked against a line, and may be its own."""
         cdef Py_ssize_t i
         self.acquire()
         try:
-            for i in range(self.line.count):
+            for i in range(line.count):
                 start, stop = np.lib.array_utils.byte_bounds(square_avgs[i])
-                if overlap(self.line.spans, self.line.n_spans, start, stop) != NULL:
+                if overlap(line.spans, line.n_spans, start, stop) != NULL:
                     square_avgs[i] = square_avgs[i].copy()
-            for i in range(self.line.count):
+            for i in range(line.count):
                 self.line.items[i].steps = steps[i]
                 self.line.square_avgs[i][...] = square_avgs[i]
         finally:

@@ -109,6 +109,9 @@ class ParamGroup(MutableMapping[str, Any]):
     def __delitem__(self, key: str) -> None:
         raise TypeError(f"{key!r}: a parameter group keeps all its settings, expected a new value")
 
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)  # a copy belongs to no optimizer
+
     def __repr__(self) -> str:
         arrays = self._fixed["params"]
         listed = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
@@ -207,6 +210,18 @@ def in_line(grads: Any, keys: Sequence[Any], named: bool, label: str = "grads") 
     return line
 
 
+def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return gradients that were given group by group as one for each parameter."""
+    line: list[Any] = []
+    for i, (entry, group) in enumerate(zip(grads, groups, strict=True)):
+        names = group.get("param_names", ())
+        if isinstance(entry, Mapping) and "params" in entry and "params" not in names:
+            entry = entry["params"]
+        size = len(group["params"])
+        line += [None] * size if entry is None else in_line(entry, names or range(size), bool(names), f"grads[{i}]")
+    return line
+
+
 # ---- The optimizer ----
 
 
@@ -279,9 +294,8 @@ class RMSProp:
         self._defaults = as_settings({"lr": lr, "beta": beta, "eps": eps})
         self._changed = _kernel.Flag()
         self._plan = _kernel.Plan(self._changed, read_settings, num_threads, type(self)._rule)
-        single = is_array(params)
-        for group in as_groups(params):
-            self._add_group(group, single)
+        groups = [self._as_group(group) for group in as_groups(params)]
+        self._plan.add_groups(groups, single=is_array(params))
 
     def step(self, grads: Any) -> None:
         """Update every parameter by its gradient, in place.
@@ -310,30 +324,16 @@ class RMSProp:
 
     def _in_line(self, grads: Any) -> list[Array | None]:
         """Return the gradients, in any form that is allowed, in the plan's own: one ndarray or None a parameter."""
-        groups, keys, named = self._plan.groups, self._plan.keys, self._plan.named
+        line = self._plan.line
         if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_array(grads):
             grads = as_sequence("grads", grads, "a sequence of gradients")
-            if len(grads) == len(groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
-                grads = self._in_line_by_group(grads)
-        line = in_line(grads, keys, named)
-        label = "grads" if self._plan.single else "grads[{!r}]"
+            if len(grads) == len(line.groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
+                grads = in_line_by_group(grads, line.groups)
+        label = "grads" if line.single else "grads[{!r}]"
         return [
-            None if g is None else np.asarray(as_array(label.format(key), g)) for key, g in zip(keys, line, strict=True)
+            None if g is None else np.asarray(as_array(label.format(key), g))
+            for key, g in zip(line.keys, in_line(grads, line.keys, line.named), strict=True)
         ]
-
-    def _in_line_by_group(self, grads: Sequence[Any]) -> list[Any]:
-        """Return gradients that were given group by group as one for each parameter."""
-        line: list[Any] = []
-        for i, (group, entry) in enumerate(zip(self._plan.groups, grads, strict=True)):
-            size = len(group["params"])
-            names = group.get("param_names")
-            if isinstance(entry, Mapping) and "params" in entry and "params" not in (names or ()):
-                entry = entry["params"]
-            if entry is None:
-                line += [None] * size
-            else:
-                line += in_line(entry, names or range(size), names is not None, f"grads[{i}]")
-        return line
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Train more parameters from the next step on.
@@ -349,25 +349,26 @@ class RMSProp:
         TypeError, ValueError
             As the constructor.
         """
-        self._add_group(group, single=False)
+        self._plan.add_groups([self._as_group(group)], single=False)
 
-    def _add_group(self, group: Any, single: bool) -> None:
+    def _as_group(self, group: Any) -> ParamGroup:
+        """Return a group that a user gave as one of ours, with settings from the constructor where it has none."""
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError(f"group: {group!r:.60}, expected a mapping with 'params' and settings")
         own = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         settings = as_settings({**self._defaults, **own})
         names, arrays = as_params(group["params"])
-        self._plan.add_group(ParamGroup(arrays, names, settings, self._changed), arrays, names, single)
+        return ParamGroup(arrays, names, settings, self._changed)
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
         """The parameter groups; ``opt.param_groups[0]["lr"] = 0.01`` changes a setting between two steps."""
-        return tuple(self._plan.groups)
+        return tuple(self._plan.line.groups)
 
     @property
     def lr(self) -> float | Callable[[int], float]:
         """The learning rate of all groups (ValueError if they differ); setting it sets that of every group."""
-        rates = [group["lr"] for group in self._plan.groups]
+        rates = [group["lr"] for group in self._plan.line.groups]
         if any(rate != rates[0] for rate in rates):
             raise ValueError(f"lr: the groups have {rates}, expected one rate; see param_groups")
         return rates[0]  # type: ignore[no-any-return]
@@ -375,7 +376,7 @@ class RMSProp:
     @lr.setter
     def lr(self, value: float | Callable[[int], float]) -> None:
         checked = as_settings({"lr": value})
-        for group in self._plan.groups:
+        for group in self._plan.line.groups:
             group.update(checked)
 
     @property
@@ -384,7 +385,7 @@ class RMSProp:
 
         The mapping is for reading; `load_state_dict` replaces what it shows.
         """
-        entries = zip(self._plan.keys, self._plan.steps, self._plan.square_avgs, strict=True)
+        _, entries = self._plan.state()
         return MappingProxyType(
             {key: MappingProxyType({"step": step, "square_avg": square_avg}) for key, step, square_avg in entries}
         )
@@ -399,14 +400,10 @@ class RMSProp:
             ``param_groups``: for each group, a dict of its settings, without a callable ``lr``, and ``params``, the
             names or indices of its parameters.
         """
-        keys = self._plan.keys
-        steps, square_avgs = self._plan.snapshot()
-        state = {
-            key: {"step": step, "square_avg": square_avg}
-            for key, step, square_avg in zip(keys, steps, square_avgs, strict=True)
-        }
-        groups, rest = [], iter(keys)
-        for group in self._plan.groups:
+        line, entries = self._plan.snapshot()
+        state = {key: {"step": step, "square_avg": square_avg} for key, step, square_avg in entries}
+        groups, rest = [], iter(state)
+        for group in line.groups:
             settings = {name: group[name] for name in RANGES if not callable(group[name])}
             groups.append({**settings, "params": [next(rest) for _ in group["params"]]})
         return {"state": state, "param_groups": groups}
@@ -425,7 +422,8 @@ class RMSProp:
         TypeError, ValueError
             If something is missing, unknown, of a wrong type, or does not fit.
         """
-        groups, keys = self._plan.groups, self._plan.keys
+        line, own_entries = self._plan.state()
+        groups, keys = line.groups, line.keys
         entries = _part(state_dict, "state", Mapping)
         packed = _part(state_dict, "param_groups", (list, tuple))
         if len(packed) != len(groups):
@@ -438,11 +436,12 @@ class RMSProp:
                 raise ValueError(f"param_groups[{i}]['params']: {list(members)!r:.200}, expected {expected!r:.200}")
             settings.append(as_settings({k: v for k, v in group.items() if k not in ("params", "param_names")}))
 
-        unknown = [key for key in entries if key not in set(keys)]
+        known = set(keys)
+        unknown = [key for key in entries if key not in known]
         if unknown:
             raise ValueError(f"state[{unknown[0]!r}]: no such parameter, expected {keys!r:.200}")
         steps, square_avgs = [], []
-        for key, own in zip(keys, self._plan.square_avgs, strict=True):
+        for key, _, own in own_entries:
             entry = _part(entries, key, Mapping, "state")
             surplus = [name for name in entry if name not in ("step", "square_avg")]
             if surplus:
@@ -456,36 +455,32 @@ class RMSProp:
                 raise ValueError(f"{label}: shape {square_avg.shape}, expected {own.shape}")
             square_avgs.append(square_avg)
 
-        self._plan.restore(steps, square_avgs)
+        self._plan.restore(line, steps, square_avgs)
         for own_group, values in zip(groups, settings, strict=True):
             own_group.update(values)
 
     def __getstate__(self) -> dict[str, Any]:
-        groups = []
-        for group in self._plan.groups:
-            settings = dict(group)
-            names = settings.pop("param_names", None)
-            arrays = settings.pop("params")
-            settings["params"] = list(arrays) if names is None else dict(zip(names, arrays, strict=True))
-            groups.append(settings)
+        line = self._plan.line
+        groups = [dict(group) for group in line.groups]
+        for group in groups:
+            names, arrays = group.pop("param_names", None), group["params"]
+            group["params"] = list(arrays) if names is None else dict(zip(names, arrays, strict=True))
         return {
-            "groups": groups,
-            "single": self._plan.single,
+            "params": groups[0]["params"][0] if line.single else groups,
+            "settings": [{name: group[name] for name in RANGES} for group in groups],
             "defaults": self._defaults,
             "num_threads": self._plan.num_threads,
             "state_dict": self.state_dict(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        groups = state["groups"]
-        params = groups[0]["params"][0] if state["single"] else groups
-        RMSProp.__init__(self, params, **state["defaults"], num_threads=state["num_threads"])
-        for own, group in zip(self._plan.groups, groups, strict=True):
-            own.update({name: group[name] for name in RANGES})
+        RMSProp.__init__(self, state["params"], **state["defaults"], num_threads=state["num_threads"])
+        for group, settings in zip(self._plan.line.groups, state["settings"], strict=True):
+            group.update(settings)
         self.load_state_dict(state["state_dict"])
 
     def __repr__(self) -> str:
-        groups = "".join(f"\n    {group!r}" for group in self._plan.groups)
+        groups = "".join(f"\n    {group!r}" for group in self._plan.line.groups)
         return f"{type(self).__name__}({groups}\n)"
 
 

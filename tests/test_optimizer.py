@@ -231,6 +231,29 @@ def test_a_schedule_that_steps_is_refused():
     assert_same_bits(w, np.zeros(3))
 
 
+def test_a_schedule_that_fails_is_asked_again():
+    answers = [KeyError("not yet"), "soon", 0.5, 0.25]
+
+    def schedule(step):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    w, expected = np.zeros(3), np.zeros(3)
+    opt = rmsfast.RMSProp(w, lr=schedule)
+    with pytest.raises(KeyError, match="not yet"):
+        opt.step(np.ones(3))
+    with pytest.raises(TypeError, match=r"lr\(0\): 'soon', expected a number ≥ 0"):
+        opt.step(np.ones(3))
+    assert_same_bits(w, expected)
+    v = np.zeros(3)
+    for lr in 0.5, 0.25:
+        opt.step(np.ones(3))
+        textbook(expected, v, np.ones(3), lr=lr)
+        assert_same_bits(w, expected)
+
+
 def test_a_schedule_that_changes_the_arrays_is_refused():
     w = np.ones(1000)
     opt = rmsfast.RMSProp([w], lr=lambda step: w.resize(10_000_000, refcheck=False) or 0.1)
@@ -357,6 +380,16 @@ def test_refused_names(form):
     with pytest.raises(ValueError, match=r"grads\['b'\]: shares memory with params\['b'\]"):
         opt.step(form({"a": GRADS[0], "b": params[1]}))
     assert_unchanged(opt, params, before)
+
+
+def test_a_reversed_gradient_that_reaches_back_into_a_parameter():
+    memory = np.ones(30)
+    opt = rmsfast.RMSProp([memory[:10]])
+    with pytest.raises(ValueError, match=r"grads\[0\]: shares memory with params\[0\]"):
+        opt.step([memory[18:8:-1]])
+    opt.step([memory[19:9:-1]])
+    assert memory[:10].tolist() == [memory[0]] * 10
+    assert memory[10:].tolist() == [1.0] * 20
 
 
 def test_a_gradient_beside_a_parameter_is_no_overlap(rng):
@@ -757,6 +790,23 @@ def test_copies_and_pickles_go_on_alone(rng, clone, cls):
         opt.step(grads)
         for w, t in zip(arrays, twins, strict=True):
             assert_same_bits(t, w)
+
+
+def test_a_copy_of_a_group_is_a_dict():
+    group = rmsfast.RMSProp({"w": np.ones(3)}).param_groups[0]
+    for twin in copy.copy(group), copy.deepcopy(group), pickle.loads(pickle.dumps(group)), dict(group):
+        assert type(twin) is dict
+        assert list(twin.items())[1:] == [("param_names", ("w",)), ("lr", 1e-3), ("beta", 0.9), ("eps", 1e-8)]
+        twin["lr"] = "anything"
+    assert group["lr"] == 1e-3
+
+
+def test_many_groups_are_made_at_once():
+    """One line for all groups, not one after another: otherwise this takes minutes."""
+    params = [np.ones(1) for _ in range(3000)]
+    opt = rmsfast.RMSProp([{"params": w, "lr": 1 / (1 + i)} for i, w in enumerate(params)], eps=0.0)
+    opt.step([np.ones(1)] * 3000)
+    assert params[2999][0] == pytest.approx(1 - 1 / 3000 / 0.1**0.5)
 
 
 def test_a_deep_copy_keeps_a_model_and_its_optimizer_together():
