@@ -239,9 +239,9 @@ class RMSProp:
     ----------
     params : array, sequence or mapping of arrays, or sequence of groups
         The arrays to train: float32 or float64, C- or F-contiguous, aligned, writable, of any shape, none sharing
-        memory with another. Objects that hand over their memory by DLPack or the buffer protocol will do. A mapping
-        gives names. A group is a mapping with ``"params"`` and with settings of its own for some of ``lr``, ``beta``
-        and ``eps``.
+        memory with another. Objects that hand over their memory by the buffer protocol or, from NumPy 2.1 on, by DLPack
+        will do. A mapping gives names. A group is a mapping with ``"params"`` and with settings of its own for some of
+        ``lr``, ``beta`` and ``eps``.
     lr : float or callable, default 1e-3
         The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step; the largest
         of the parameters' counts) and returns the rate; it is called once per step.

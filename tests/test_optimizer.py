@@ -142,8 +142,12 @@ def test_memory_without_a_copy(rng):
     rmsfast.RMSProp([view]).step([memoryview(g)])
     assert_same_bits(np.array(view, np.float32), expected)
 
-    rmsfast.RMSProp(OverDLPack(values)).step(OverDLPack(g))
-    assert_same_bits(values, expected)
+    if np.lib.NumpyVersion(np.__version__) >= "2.1.0":
+        rmsfast.RMSProp(OverDLPack(values)).step(OverDLPack(g))
+        assert_same_bits(values, expected)
+    else:  # NumPy 2.0 takes all that comes by DLPack for read-only
+        with pytest.raises(ValueError, match="params: read-only"):
+            rmsfast.RMSProp(OverDLPack(values))
 
 
 def test_subclasses_are_arrays(rng, tmp_path):
