@@ -13,23 +13,25 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT] + [
 
 
 def stale_files(installed: Path) -> list[str]:
-    """Return the source files in which the installed package differs from this checkout."""
-    sources = [
-        file.relative_to(ROOT / "rmsfast")
-        for file in sorted((ROOT / "rmsfast").rglob("*"))
-        if file.suffix in (".py", ".pyi", ".pyx", ".c", ".h")
-    ]
+    """Return the source files in which the installed package differs from this checkout, or is older than it."""
+    sources = sources_in(ROOT / "rmsfast")
     if installed == ROOT / "rmsfast":  # an editable install: what counts is that the kernel is newer than its sources
         import rmsfast._kernel
 
         built = Path(rmsfast._kernel.__file__).stat().st_mtime
-        kernel_sources = [file for file in sources if file.suffix in (".pyx", ".c", ".h")]
+        kernel_sources = [*(file for file in sources if file.suffix in (".pyx", ".c", ".h")), Path("../setup.py")]
         return [str(file) for file in kernel_sources if (installed / file).stat().st_mtime > built]
+    copies = sources_in(installed)
     return [
         str(file)
-        for file in sources
-        if not (installed / file).is_file() or (installed / file).read_bytes() != (ROOT / "rmsfast" / file).read_bytes()
+        for file in sorted(sources | copies)
+        if file not in sources & copies or (installed / file).read_bytes() != (ROOT / "rmsfast" / file).read_bytes()
     ]
+
+
+def sources_in(folder: Path) -> set[Path]:
+    suffixes = (".py", ".pyi", ".pyx", ".c", ".h")
+    return {file.relative_to(folder) for file in folder.rglob("*") if file.suffix in suffixes}
 
 
 def pytest_configure() -> None:

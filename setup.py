@@ -20,9 +20,11 @@ CSRC = "rmsfast/csrc"
 # The wide instruction sets of x86-64. A macOS build for two processors at once has the floor only.
 WIDE = get_platform().endswith(("x86_64", "amd64"))
 
-# The bit contract's part of the build: no contraction into fused multiply-add. The other two switches change no bit
-# and let the compiler vectorize square root and division.
-GNU_FLAGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# The bit contract's part of the build: no contraction into fused multiply-add, and nothing of what -ffast-math in the
+# user's CFLAGS or LDFLAGS would bring; at link time that would switch subnormals off for the whole process. The last
+# two switches change no bit and let the compiler vectorize square root and division.
+EXACT = ["-fno-fast-math", "-fno-unsafe-math-optimizations"]
+GNU_FLAGS = ["-O3", "-std=c11", *EXACT, "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 MSVC_FLAGS = ["/O2", "/std:c11", "/fp:precise"]
 
 # By compiler family, the flags of each isa_*.c file.
@@ -59,7 +61,7 @@ class BuildExt(build_ext):
                     depends=extension.depends,
                 )
             extension.extra_compile_args += flags + sanitizer + openmp_compile
-            extension.extra_link_args += sanitizer + openmp_link
+            extension.extra_link_args += (EXACT if family == "unix" else []) + sanitizer + openmp_link
         super().build_extensions()
 
     def probe_openmp(self, candidates):
@@ -82,7 +84,7 @@ class BuildExt(build_ext):
 
 kernel = Extension(
     "rmsfast._kernel",
-    sources=["rmsfast/_kernel.pyx", f"{CSRC}/dispatch.c", f"{CSRC}/gather.c"],
+    sources=["rmsfast/_kernel.pyx", f"{CSRC}/dispatch.c", f"{CSRC}/strided.c"],
     include_dirs=["rmsfast", numpy.get_include()],
     depends=[str(source) for source in sorted(Path(CSRC).iterdir())],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("RMSFAST_WIDE", "1")] if WIDE else [])],

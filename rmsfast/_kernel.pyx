@@ -40,7 +40,6 @@ cdef extern from "csrc/rmsfast.h" nogil:
     ctypedef struct rmsfast_settings:
         double lr
         double beta
-        double one_minus_beta
         double eps
     ctypedef void (*rmsfast_update)(void *w, void *v, const void *g, Py_ssize_t n,
                                     const rmsfast_settings *settings) noexcept
@@ -51,6 +50,8 @@ cdef extern from "csrc/rmsfast.h" nogil:
     int RMSFAST_FLOAT32, RMSFAST_FLOAT64
     void rmsfast_gather(void *out, const char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim,
                         const Py_ssize_t *shape, const Py_ssize_t *strides, bint fortran)
+    bint rmsfast_strides_into(Py_ssize_t start, Py_ssize_t stop, Py_ssize_t itemsize, int ndim,
+                              const Py_ssize_t *shape, const Py_ssize_t *strides)
 
 cdef extern from "csrc/fpmode.h" nogil:
     ctypedef struct rmsfast_fpmode:
@@ -107,22 +108,28 @@ cdef struct Tuning:
     size_t bytes_per_thread
     # Another Python thread gets the GIL during a step on this many bytes; below, handing it over costs too much of it.
     size_t bytes_to_release_gil
-    # A team that takes longer than this has waited for a core that someone keeps busy. Idle threads of OpenBLAS do, for
-    # some milliseconds after each matrix product, and then a step on two threads can take a hundred times as long as on
-    # one. Every CPU tried takes less than half a nanosecond a byte alone.
-    double seconds_of_a_slow_team
-    double seconds_of_a_slow_byte
-    # After a slow team, steps stay on the calling thread for this many times as long as it took.
+    # What a byte takes on the calling thread alone, as last measured; 0: not yet, and the next step finds out.
+    double seconds_a_byte_alone
+    # A team that takes longer than this, and than this many times what one thread takes alone, has waited for a core
+    # that someone keeps busy. Idle threads of OpenBLAS do, for some milliseconds after each matrix product, and then a
+    # step on two threads can take a hundred times as long as on one.
+    double slack_seconds
+    double slack_factor
+    # After such a team, steps stay on the calling thread for this many times as long as it took, or the longest pause.
     double patience
+    double longest_pause
 
 cdef Tuning tuning = Tuning(
     bytes_per_thread=1 << 16,
     bytes_to_release_gil=1 << 16,
-    seconds_of_a_slow_team=2e-4,
-    seconds_of_a_slow_byte=1e-9,
+    seconds_a_byte_alone=0,
+    slack_seconds=5e-4,
+    slack_factor=4,
     patience=100,
+    longest_pause=1,
 )
-cdef double alone_until = 0     # on the clock of omp_get_wtime
+cdef double slowest_byte = 2e-9     # no CPU takes longer alone; a longer measurement was disturbed
+cdef double alone_until = 0         # on the clock of omp_get_wtime
 
 cdef int default_threads = 0    # 0: not asked for yet
 cdef int MOST_THREADS = 1024
@@ -132,9 +139,12 @@ cdef int as_threads(value) except -1:
     """`value`, the num_threads of a call, as a count; 0 for None, which stands for get_num_threads()."""
     if value is None:
         return 0
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"num_threads: {value!r}, expected an integer from 1 to {MOST_THREADS}")
-    count = operator.index(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"num_threads: {value!r}, expected an integer from 1 to {MOST_THREADS}") from None
     if not 1 <= count <= MOST_THREADS:
         raise ValueError(f"num_threads: {count}, expected an integer from 1 to {MOST_THREADS}")
     return count
@@ -175,21 +185,31 @@ def set_num_threads(n):
     default_threads = as_threads(n)
 
 
-cdef int team_size(size_t length, int wanted) except -1:
-    """How many threads a step on `length` bytes of parameters uses, where 0 is wanted for the default."""
+cdef inline int most_threads(int wanted) except -1:
+    """How many threads a call may use that wants so many, or 0 for the default."""
+    if wanted != 0:
+        return wanted
+    return default_threads if default_threads != 0 else get_num_threads()
+
+
+cdef int team_size(size_t length, int most, bint ordinary) noexcept:
+    """How many threads a step on `length` bytes of parameters uses, of those that it may use."""
     cdef size_t worth_it = length // tuning.bytes_per_thread
-    if not HAS_OPENMP or worth_it < 2 or omp_get_wtime() < alone_until:
+    if not HAS_OPENMP or most == 1 or worth_it < 2 or omp_get_wtime() < alone_until:
         return 1
-    if wanted == 0:
-        wanted = get_num_threads()
-    return wanted if <size_t>wanted < worth_it else <int>worth_it
+    if ordinary and tuning.seconds_a_byte_alone == 0:
+        return 1
+    return most if <size_t>most < worth_it else <int>worth_it
 
 
-cdef void judge_team(size_t length, double start, double stop) noexcept:
-    """Keep the next steps on the calling thread if a team took too long for `length` bytes."""
+cdef void judge(size_t length, int threads, double start, double stop) noexcept:
+    """Learn from how long an ordinary step took that was large enough for a team."""
     global alone_until
-    if stop - start > tuning.seconds_of_a_slow_team + tuning.seconds_of_a_slow_byte * length:
-        alone_until = stop + tuning.patience * (stop - start)
+    cdef double seconds = stop - start
+    if threads == 1:
+        tuning.seconds_a_byte_alone = min(seconds / length, slowest_byte)
+    elif seconds > tuning.slack_seconds + tuning.slack_factor * tuning.seconds_a_byte_alone * length:
+        alone_until = stop + min(tuning.patience * seconds, tuning.longest_pause)
 
 
 def _tune(**changes):
@@ -203,7 +223,7 @@ def _tune(**changes):
 
 def _team_size(length, wanted):
     """Return how many threads a step on `length` bytes would use now. For tests."""
-    return team_size(length, as_threads(wanted))
+    return team_size(length, most_threads(as_threads(wanted)), True)
 
 
 # ---- The line of elements, and the loops over it ----
@@ -295,23 +315,27 @@ cdef void update_line(const Item *items, Py_ssize_t count, const rmsfast_setting
                        length if t == threads - 1 else length // threads * (t + 1))
 
 
-cdef int run(const Item *items, Py_ssize_t count, const rmsfast_settings *settings, int wanted) except -1:
-    """Update every element of the line with as many threads as it is worth."""
+cdef void run(const Item *items, Py_ssize_t count, const rmsfast_settings *settings, int most,
+              bint ordinary) noexcept:
+    """Update every element of the line, with as many threads of those allowed as it is worth.
+
+    An ordinary step is one whose time says something: it gathers no gradient, and touches no memory for the first time.
+    """
     cdef size_t length = items[count - 1].end if count > 0 else 0
-    cdef int threads = team_size(length, wanted)
+    cdef int threads = team_size(length, most, ordinary)
     cdef double start, stop
-    if threads > 1:
-        with nogil:
-            start = omp_get_wtime()
-            update_line(items, count, settings, length, threads)
-            stop = omp_get_wtime()
-        judge_team(length, start, stop)
-    elif length >= tuning.bytes_to_release_gil:
-        with nogil:
-            update_stretch(items, count, settings, 0, length)
-    else:
+    if length < tuning.bytes_to_release_gil and threads == 1:
         update_stretch(items, count, settings, 0, length)
-    return 0
+        return
+    with nogil:
+        start = omp_get_wtime()
+        if threads == 1:
+            update_stretch(items, count, settings, 0, length)
+        else:
+            update_line(items, count, settings, length, threads)
+        stop = omp_get_wtime()
+    if ordinary and length // tuning.bytes_per_thread >= 2:
+        judge(length, threads, start, stop)
 
 
 # ---- Checks: each kind of memory in one function, used by every caller ----
@@ -404,7 +428,10 @@ cdef tuple expected_shape(const Item *item):
 
 
 cdef int aim(Item *item, cnp.ndarray g, const Span *spans, Py_ssize_t count, Line line, Py_ssize_t i) except -1:
-    """Check a gradient against its parameter and all memory that the step writes; point the item to it."""
+    """Check a gradient against its parameter and all memory that the step writes; point the item to it.
+
+    No Python code runs here, unless to raise: whatever was checked stays as it is until the step is done with it.
+    """
     cdef size_t start = <size_t>cnp.PyArray_DATA(g), stop = start + item.itemsize
     cdef Py_ssize_t reach
     cdef int axis
@@ -412,6 +439,7 @@ cdef int aim(Item *item, cnp.ndarray g, const Span *spans, Py_ssize_t count, Lin
         raise TypeError(f"{label(line, 'grads', i)}: dtype {g.dtype}, expected {dtype_name(item)}, as the parameter")
     if not same_shape(item, g):
         raise ValueError(f"{label(line, 'grads', i)}: shape {shape_of(g)}, expected {expected_shape(item)}")
+    item.direct = True
     if item.n == 0:
         return 0
     item.direct = cnp.PyArray_FLAGS(g) & item.layout == item.layout
@@ -426,7 +454,7 @@ cdef int aim(Item *item, cnp.ndarray g, const Span *spans, Py_ssize_t count, Lin
             else:
                 stop += reach
     if overlap(spans, count, start, stop) != NULL:
-        refuse_shared(item, g, start, stop, spans, count, line, i)
+        refuse_shared(item, start, stop, spans, count, line, i)
     item.g = <const char *>cnp.PyArray_DATA(g)
     return 0
 
@@ -443,24 +471,19 @@ cdef const Span *overlap(const Span *spans, Py_ssize_t count, size_t start, size
     return &spans[low] if low < count and spans[low].start < stop else NULL
 
 
-cdef int refuse_shared(const Item *item, cnp.ndarray g, size_t start, size_t stop, const Span *spans, Py_ssize_t count,
-                       Line line, Py_ssize_t i) except -1:
+cdef int refuse_shared(const Item *item, size_t start, size_t stop, const Span *spans, Py_ssize_t count, Line line,
+                       Py_ssize_t i) except -1:
     """Raise if a gradient that reaches from start to stop shares memory with a span. One that merely strides over a
     span, such as a column of a table that holds a parameter in another column, does not."""
     cdef const Span *span = overlap(spans, count, start, stop)
+    cdef size_t unseen = start
     while span != NULL:
-        if item.direct or strides_into(g, span):
+        if item.direct or rmsfast_strides_into(span.start - start, span.stop - start, item.itemsize, item.ndim,
+                                               item.shape, item.strides):
             raise ValueError(f"{label(line, 'grads', i)}: shares memory with {owner_of(line, span)}: pass a copy")
-        start = span.stop
-        span = overlap(spans, count, start, stop)
+        unseen = span.stop
+        span = overlap(spans, count, unseen, stop)
     return 0
-
-
-cdef bint strides_into(cnp.ndarray g, const Span *span) except -1:
-    """Whether a strided gradient has an element in a span."""
-    cdef cnp.npy_intp length = span.stop - span.start
-    memory = cnp.PyArray_SimpleNewFromData(1, &length, cnp.NPY_BYTE, <void *>span.start)
-    return np.shares_memory(g, memory)
 
 
 # ---- The line of an optimizer, and its plan ----
@@ -477,8 +500,8 @@ cdef cnp.ndarray zeros_beside(cnp.ndarray w):
 cdef class Line:
     """The parameters of an optimizer in a row, group by group, with their state. A longer line takes the place of a
     shorter one; neither changes in length."""
-    cdef readonly list groups
-    cdef readonly list keys             # of the parameters: names, or else 0, 1, 2, …
+    cdef readonly tuple groups
+    cdef readonly tuple keys            # of the parameters: names, or else 0, 1, 2, …
     cdef readonly bint named
     cdef readonly bint single           # one array, given as itself
     cdef list params, square_avgs
@@ -488,6 +511,8 @@ cdef class Line:
     cdef Span *spans                    # of all memory that steps write, sorted
     cdef Py_ssize_t n_spans
     cdef rmsfast_settings *settings     # by group
+    cdef bint gathers                   # this step has a gradient that does not lie as its parameter does
+    cdef bint warm                      # a step has touched the state before
 
     def __cinit__(self, Line shorter, list groups, bint single):
         """Go on from a shorter line, or from None, with more groups; each has "params" and perhaps "param_names"."""
@@ -495,7 +520,7 @@ cdef class Line:
         cdef Py_ssize_t *axes
         cdef cnp.ndarray w
         self.single = single
-        self.groups = groups if shorter is None else shorter.groups + groups
+        self.groups = tuple(groups) if shorter is None else shorter.groups + tuple(groups)
         self.params = [w for group in self.groups for w in group["params"]]
         self.count = len(self.params)
         self.name()
@@ -531,7 +556,7 @@ cdef class Line:
         groups = [group for group in self.groups if group["params"]]
         named = [group for group in groups if "param_names" in group]
         self.named = len(named) > 0
-        self.keys = [key for group in named for key in group["param_names"]] if self.named else list(range(self.count))
+        self.keys = tuple([key for group in named for key in group["param_names"]] if named else range(self.count))
         if self.named and len(named) < len(groups):
             raise ValueError("params: names in some groups and none in others, expected them in all groups or in none")
         if len(set(self.keys)) < self.count:
@@ -559,43 +584,62 @@ cdef class Line:
                                  f"{label(self, 'params', first // 2)}, expected each parameter once")
         return 0
 
-    cdef bint take(self, grads) except -1:
-        """Check every gradient and point the items to them. False if `grads` has an uncommon form."""
-        cdef PyObject *alone = <PyObject *>grads
-        cdef PyObject **given = &alone
-        cdef bint by_name = False
+    cdef bint collect(self, grads) except -1:
+        """Take a reference to every gradient. False if `grads` has an uncommon form.
+
+        Looking up a name may run Python code: nothing is read from any array here.
+        """
+        cdef PyObject *g = <PyObject *>grads
+        cdef PyObject **given = &g
         cdef Py_ssize_t i, found = 0
-        cdef size_t end = 0
-        cdef PyObject *g
-        cdef Item *item
+        if PyDict_CheckExact(grads) and self.named:
+            for i in range(self.count):
+                g = PyDict_GetItemWithError(grads, self.keys[i])
+                if g != NULL:
+                    found += 1
+                    if not self.keep(i, g):
+                        return False
+            return found == PyDict_Size(grads)
         if PyList_CheckExact(grads) or PyTuple_CheckExact(grads):
             if PySequence_Fast_GET_SIZE(<PyObject *>grads) != self.count:
                 return False
             given = PySequence_Fast_ITEMS(<PyObject *>grads)
-        elif PyDict_CheckExact(grads) and self.named:
-            by_name = True
-        elif not (self.single and is_exact_array(alone)):
+        elif not self.single:
             return False
+        for i in range(self.count):
+            if not self.keep(i, given[i]):
+                return False
+        return True
 
+    cdef inline bint keep(self, Py_ssize_t i, PyObject *g) noexcept:
+        """Keep one gradient, unless it is None. False if it is no ndarray, or one of a subclass."""
+        if g != <PyObject *>None:
+            if not is_exact_array(g):
+                return False
+            Py_INCREF(<object>g)
+            self.items[i].grad = g
+        return True
+
+    cdef int verify(self) except -1:
+        """Check every parameter and the gradients collected, and point the items to these.
+
+        No Python code runs here, unless to raise: what was checked stays as it is until the step is done with it.
+        """
+        cdef Py_ssize_t i
+        cdef size_t end = 0
+        cdef Item *item
         for i in range(self.count):     # first, since the spans are right only if no parameter moved
             check_unmoved(&self.items[i], <cnp.ndarray>PyList_GET_ITEM(self.params, i), self, i)
+        self.gathers = False
         for i in range(self.count):
             item = &self.items[i]
             item.g = NULL
-            if by_name:
-                g = PyDict_GetItemWithError(grads, <object>PyList_GET_ITEM(self.keys, i))
-                found += g != NULL
-            else:
-                g = given[i]
-            if g != NULL and g != <PyObject *>None:
-                if not is_exact_array(g):
-                    return False
-                Py_INCREF(<object>g)
-                item.grad = g
-                aim(item, <cnp.ndarray>g, self.spans, self.n_spans, self, i)
+            if item.grad != NULL:
+                aim(item, <cnp.ndarray>item.grad, self.spans, self.n_spans, self, i)
+                self.gathers |= not item.direct
                 end += item.n * item.itemsize
             item.end = end
-        return not by_name or found == PyDict_Size(grads)
+        return 0
 
     cdef void let_go(self) noexcept:
         """Drop the references to the gradients."""
@@ -614,6 +658,7 @@ cdef class Line:
             self.items[i].steps += self.items[i].grad != NULL
 
     cdef Py_ssize_t most_steps(self) noexcept:
+        """The largest step count of all parameters."""
         cdef Py_ssize_t i, most = 0
         for i in range(self.count):
             most = max(most, self.items[i].steps)
@@ -660,8 +705,8 @@ cdef class Plan:
     changed : Flag
         Raised whenever the settings have to be read again.
     read_settings : callable
-        Called with the list of groups and the number of steps taken so far. Returns a bool, whether to ask again at
-        every step, and for each group a tuple of floats (lr, beta, 1 - beta, eps).
+        Called with the groups and the number of steps taken so far. Returns a bool, whether to ask again at every step,
+        and for each group a tuple of floats (lr, beta, eps).
     num_threads : int or None
         None follows `get_num_threads`.
     rule : callable or None
@@ -671,6 +716,7 @@ cdef class Plan:
     cdef bint busy
     cdef unsigned long owner            # while busy: the thread that holds the lock
     cdef readonly Line line
+    cdef readonly Py_ssize_t steps      # taken, whichever parameters had gradients
     cdef Flag changed
     cdef bint scheduled
     cdef object read_settings
@@ -720,34 +766,38 @@ cdef class Plan:
         Returns False, with nothing done, if `grads` is not in the common form: a list or tuple with an ndarray (of no
         subclass) or None for each parameter, a dict of such by name, or the ndarray of a single parameter.
         """
-        cdef bint taken
+        cdef int most = most_threads(self.wanted_threads)
+        cdef Line line
         self.acquire()
+        line = self.line
         try:
-            taken = self.line.take(grads)
-            if taken and (self.changed.up or self.scheduled):
-                self.refresh()          # runs Python code, so what was checked is checked again
-                self.line.let_go()
-                taken = self.line.take(grads)
-            if taken:
-                if self.rule is None:
-                    run(self.line.items, self.line.count, self.line.settings, self.wanted_threads)
-                else:
-                    self.line.apply(self.rule)
-                self.line.count_step()
-            return taken
+            if not line.collect(grads):
+                return False
+            line.verify()
+            if self.changed.up or self.scheduled:
+                self.refresh()
+                line.verify()       # again, because Python code ran
+            if self.rule is None:
+                run(line.items, line.count, line.settings, most, line.warm and not line.gathers)
+                line.warm = True
+            else:
+                line.apply(self.rule)
+            line.count_step()
+            self.steps += 1
+            return True
         finally:
-            self.line.let_go()
+            line.let_go()
             self.release()
 
     cdef int refresh(self) except -1:
         """Read the settings of all groups, or raise and keep those from before."""
         cdef Py_ssize_t i
-        cdef double lr, beta, one_minus_beta, eps
+        cdef double lr, beta, eps
         self.changed.up = False
         try:
-            self.scheduled, settings = self.read_settings(self.line.groups, self.line.most_steps())
-            for i, (lr, beta, one_minus_beta, eps) in enumerate(settings):
-                self.line.settings[i] = rmsfast_settings(lr, beta, one_minus_beta, eps)
+            self.scheduled, settings = self.read_settings(self.line.groups, self.steps)
+            for i, (lr, beta, eps) in enumerate(settings):
+                self.line.settings[i] = rmsfast_settings(lr, beta, eps)
         except BaseException:
             self.changed.up = True
             raise
@@ -758,21 +808,25 @@ cdef class Plan:
         return self.wanted_threads or None
 
     def state(self):
-        """Return the line, and the key, step count and live square average of each of its parameters."""
+        """Return the line, and the key, step count and square average of each of its parameters.
+
+        The square averages are views: what is done to such an array, but for its elements, does nothing to ours.
+        """
         cdef Line line = self.line
-        return line, [(line.keys[i], line.items[i].steps, line.square_avgs[i]) for i in range(line.count)]
+        return line, [(line.keys[i], line.items[i].steps, line.square_avgs[i].view()) for i in range(line.count)]
 
     def snapshot(self):
-        """Return `state` with copies of the square averages, as of one moment between two steps."""
+        """Return what `state` returns with copies of the square averages, and the steps taken, all as of one moment."""
         self.acquire()
         try:
             line, entries = self.state()
-            return line, [(key, steps, square_avg.copy(order="K")) for key, steps, square_avg in entries]
+            return line, [(key, steps, v.copy(order="K")) for key, steps, v in entries], self.steps
         finally:
             self.release()
 
-    def restore(self, Line line not None, list steps, list square_avgs):
-        """Take over step counts and square averages that were checked against a line, and may be its own."""
+    def restore(self, Line line not None, list steps, list square_avgs, list settings, steps_taken):
+        """Take over what was checked against a line: step counts, square averages, perhaps this optimizer's own, each
+        group's settings, and the number of steps taken, or None for the largest step count."""
         cdef Py_ssize_t i
         self.acquire()
         try:
@@ -783,6 +837,9 @@ cdef class Plan:
             for i in range(line.count):
                 self.line.items[i].steps = steps[i]
                 self.line.square_avgs[i][...] = square_avgs[i]
+            for group, values in zip(line.groups, settings):
+                group.update(values)
+            self.steps = self.line.most_steps() if steps_taken is None else steps_taken
         finally:
             self.release()
 
@@ -795,8 +852,8 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
     cdef Item item
     cdef Span spans[2]
     cdef Py_ssize_t axes[2 * 64]        # NumPy's arrays have at most 64 axes
-    cdef rmsfast_settings settings = rmsfast_settings(lr, beta, 1 - beta, eps)
-    cdef int wanted = as_threads(num_threads)
+    cdef rmsfast_settings settings = rmsfast_settings(lr, beta, eps)
+    cdef int most = most_threads(as_threads(num_threads))
     check_updatable("w", w)
     check_updatable("v", v)
     item.shape = axes
@@ -819,6 +876,6 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
     aim(&item, g, spans, 2, None, 0)
     item.end = nbytes
     if rule is None:
-        run(&item, 1, &settings, wanted)
+        run(&item, 1, &settings, most, item.direct)
     else:
         rule(*in_memory_order(&item, (w, v, g)), lr, beta, eps)

@@ -4,9 +4,8 @@ A step goes from `RMSProp.step` straight to its plan in `_kernel.pyx`, which che
 here is what happens when an optimizer is made, changed, saved or restored.
 """
 
-import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +24,7 @@ RANGES = {"lr": (0.0, np.inf), "beta": (0.0, 1.0), "eps": (0.0, np.inf)}
 def as_setting(name: str, value: Any, label: str | None = None) -> float:
     """Return a setting's value as a float in its range, or raise; messages call it `label`, or else by its name."""
     low, high = RANGES[name]
-    number = value if type(value) is float else _as_float(value)
+    number = value if type(value) is float else as_float(value)
     if number is not None and low <= number <= high:
         return number
     expected = f"expected a number ≥ {low:g}" if high == np.inf else f"expected a number from {low:g} to {high:g}"
@@ -33,39 +32,56 @@ def as_setting(name: str, value: Any, label: str | None = None) -> float:
     raise error(f"{label or name}: {value!r:.60}, {expected}")
 
 
-def _as_float(value: Any) -> float | None:
-    """Return a number of any type as a float, NaN if no double can hold it; None if it is no number."""
-    is_number = hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
-    if not is_number or isinstance(value, (bool, np.bool_)) or getattr(value, "ndim", 0) != 0:
-        return None
+def as_float(value: Any) -> float | None:
+    """Return a real number of any type as a float, NaN if no double can hold it; None if it is no real number."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        is_number = value.ndim == 0 and value.dtype.kind in "iuf"
+    else:
+        is_number = not isinstance(value, (bool, complex, str, bytes)) and getattr(value, "ndim", 0) == 0
     try:
-        return float(value)
+        return float(value) if is_number else None
     except OverflowError:
         return np.nan
+    except (TypeError, ValueError):
+        return None
 
 
-def as_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def as_settings(values: Mapping[str, Any], label: str = "{}") -> dict[str, Any]:
     """Return settings with each number as a float in its range, or raise. `lr` may be a callable instead."""
     for name in values:
         if name not in RANGES:
-            raise ValueError(f"{name!r}: no such setting, expected some of {', '.join(RANGES)}")
+            raise ValueError(f"{label.format(name)}: no such setting, expected some of {', '.join(RANGES)}")
     return {
-        name: value if name == "lr" and callable(value) else as_setting(name, value) for name, value in values.items()
+        name: value if name == "lr" and is_schedule(value) else as_setting(name, value, label.format(name))
+        for name, value in values.items()
     }
 
 
-def read_settings(groups: Sequence[Mapping[str, Any]], steps: int) -> tuple[bool, list[tuple[float, ...]]]:
+def is_schedule(lr: Any) -> bool:
+    """Whether a learning rate is a function of the step count."""
+    return callable(lr) and not isinstance(lr, type)
+
+
+def read_settings(groups: Sequence["ParamGroup"], steps: int) -> tuple[bool, list[tuple[float, ...]]]:
     """Return whether to ask again at every step, and each group's settings as the kernel wants them.
 
     A schedule is called once, however many groups it serves.
     """
-    schedules = {id(group["lr"]): group["lr"] for group in groups if callable(group["lr"])}
-    scheduled = {key: as_setting("lr", schedule(steps), f"lr({steps})") for key, schedule in schedules.items()}
-    numbers: list[tuple[float, ...]] = [
-        (scheduled.get(id(group["lr"]), group["lr"]), group["beta"], 1 - group["beta"], group["eps"])
-        for group in groups
-    ]
-    return bool(schedules), numbers
+    all_settings = [group.settings() for group in groups]  # at once, before a schedule or another thread changes them
+    rates: dict[Any, float] = {}
+    for settings in all_settings:
+        lr = settings["lr"]
+        if is_schedule(lr):
+            key = lr if isinstance(lr, Hashable) else id(lr)
+            if key not in rates:
+                rates[key] = as_setting("lr", lr(steps), f"lr({steps})")
+            settings["lr"] = rates[key]
+    return bool(rates), [(settings["lr"], settings["beta"], settings["eps"]) for settings in all_settings]
+
+
+# The largest step count that can be loaded: up to here every count is a float of its own, as PyTorch has it, and no run
+# gets from here to where the kernel's counter ends.
+MOST_STEPS = 2**53
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -83,6 +99,14 @@ class ParamGroup(MutableMapping[str, Any]):
             self._fixed["param_names"] = tuple(names)
         self._settings = settings
         self._changed = flag
+
+    # As a dict would, a group compares its arrays with ==, which has no answer: two groups are equal if they are one.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def settings(self) -> dict[str, Any]:
+        """Return a copy of the settings, all as of one moment."""
+        return self._settings.copy()
 
     def __getitem__(self, key: str) -> Any:
         return self._settings[key] if key in self._settings else self._fixed[key]
@@ -154,17 +178,25 @@ def as_sequence(label: str, value: Any, expected: str) -> list[Any]:
     return list(value)
 
 
-def as_params(params: Any) -> tuple[list[str] | None, list[Array]]:
-    """Return the names, if there are any, and the arrays of one group."""
+def as_params(params: Any, first: int = 0, alone: bool = False) -> tuple[list[str] | None, list[Array]]:
+    """Return the names, if there are any, and the arrays of one group, of which messages call the first by its index.
+
+    An array `alone` is all that the optimizer has, and has no index.
+    """
     if isinstance(params, Mapping):
-        for name in params:
-            if not isinstance(name, str):
-                raise TypeError(f"params: a name {name!r}, expected a str")
-        return list(params), [as_array(f"params[{name!r}]", value) for name, value in params.items()]
+        names = [as_name(name) for name in params]
+        return names, [as_array(f"params[{name!r}]", value) for name, value in zip(names, params.values(), strict=True)]
     if is_array(params):
-        return None, [as_array("params", params)]
+        return None, [as_array("params" if alone else f"params[{first}]", params)]
     arrays = as_sequence("params", params, "an array, a sequence or mapping of arrays, or a sequence of groups")
-    return None, [as_array(f"params[{i}]", value) for i, value in enumerate(arrays)]
+    return None, [as_array(f"params[{i}]", value) for i, value in enumerate(arrays, first)]
+
+
+def as_name(name: Any) -> str:
+    """Return a parameter's name as a str of no subclass, or raise."""
+    if not isinstance(name, str):
+        raise TypeError(f"params: a name {name!r:.60}, expected a str")
+    return str.__str__(name)
 
 
 def as_groups(params: Any) -> list[Mapping[str, Any]]:
@@ -214,11 +246,14 @@ def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) 
     """Return gradients that were given group by group as one for each parameter."""
     line: list[Any] = []
     for i, (entry, group) in enumerate(zip(grads, groups, strict=True)):
-        names = group.get("param_names", ())
-        if isinstance(entry, Mapping) and "params" in entry and "params" not in names:
+        names, size = group.get("param_names"), len(group["params"])
+        if isinstance(entry, Mapping) and "params" in entry and "params" not in (names or ()):
             entry = entry["params"]
-        size = len(group["params"])
-        line += [None] * size if entry is None else in_line(entry, names or range(size), bool(names), f"grads[{i}]")
+        if entry is None:
+            line += [None] * size
+        else:
+            keys = range(size) if names is None else names
+            line += in_line(entry, keys, names is not None, f"grads (param_groups[{i}])")
     return line
 
 
@@ -239,12 +274,12 @@ class RMSProp:
     ----------
     params : array, sequence or mapping of arrays, or sequence of groups
         The arrays to train: float32 or float64, C- or F-contiguous, aligned, writable, of any shape, none sharing
-        memory with another. Objects that hand over their memory by the buffer protocol or, from NumPy 2.1 on, by DLPack
+        memory with another. Objects that hand over their memory by the buffer protocol or, from NumPy 2.2 on, by DLPack
         will do. A mapping gives names. A group is a mapping with ``"params"`` and with settings of its own for some of
         ``lr``, ``beta`` and ``eps``.
     lr : float or callable, default 1e-3
-        The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step; the largest
-        of the parameters' counts) and returns the rate; it is called once per step.
+        The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step) and returns
+        the rate. It is called once per step, while the optimizer is locked: it must not use the optimizer.
     beta : float, default 0.9
         The decay of the average, from 0 to 1. PyTorch calls it alpha, Keras rho.
     eps : float, default 1e-8
@@ -262,7 +297,7 @@ class RMSProp:
     Notes
     -----
     Threads that call one optimizer at the same time are served one after another. Pickling and `copy.deepcopy` take the
-    parameters along.
+    parameters along, as NumPy arrays.
 
     References
     ----------
@@ -294,8 +329,11 @@ class RMSProp:
         self._defaults = as_settings({"lr": lr, "beta": beta, "eps": eps})
         self._changed = _kernel.Flag()
         self._plan = _kernel.Plan(self._changed, read_settings, num_threads, type(self)._rule)
-        groups = [self._as_group(group) for group in as_groups(params)]
-        self._plan.add_groups(groups, single=is_array(params))
+        single = is_array(params)
+        groups: list[ParamGroup] = []
+        for i, group in enumerate(as_groups(params)):
+            groups.append(self._as_group(group, i, sum(len(g["params"]) for g in groups), single))
+        self._plan.add_groups(groups, single)
 
     def step(self, grads: Any) -> None:
         """Update every parameter by its gradient, in place.
@@ -349,15 +387,24 @@ class RMSProp:
         TypeError, ValueError
             As the constructor.
         """
-        self._plan.add_groups([self._as_group(group)], single=False)
+        line = self._plan.line
+        self._plan.add_groups([self._as_group(group, len(line.groups), len(line.keys))], single=False)
 
-    def _as_group(self, group: Any) -> ParamGroup:
-        """Return a group that a user gave as one of ours, with settings from the constructor where it has none."""
+    def _as_group(self, group: Any, index: int, first: int, alone: bool = False) -> ParamGroup:
+        """Return a group that a user gave as one of ours, with settings from the constructor where it has none.
+
+        `index` is its own, `first` that of its first parameter; an array `alone` is all that there is.
+        """
+        label = f"param_groups[{index}]"
         if not isinstance(group, Mapping) or "params" not in group:
-            raise TypeError(f"group: {group!r:.60}, expected a mapping with 'params' and settings")
+            raise TypeError(f"{label}: {group!r:.60}, expected a mapping with 'params' and settings")
         own = {name: value for name, value in group.items() if name not in ("params", "param_names")}
-        settings = as_settings({**self._defaults, **own})
-        names, arrays = as_params(group["params"])
+        settings = {**self._defaults, **as_settings(own, f"{label}[{{!r}}]")}
+        names, arrays = as_params(group["params"], first, alone)
+        if names is None and group.get("param_names") is not None:
+            names = [as_name(name) for name in as_sequence(f"{label}['param_names']", group["param_names"], "names")]
+            if len(names) != len(arrays):
+                raise ValueError(f"{label}['param_names']: {count_of(len(names), 'name')}, expected {len(arrays)}")
         return ParamGroup(arrays, names, settings, self._changed)
 
     @property
@@ -397,14 +444,17 @@ class RMSProp:
         -------
         dict
             ``state``: for each parameter, by name or index, a dict of ``step``, an int, and ``square_avg``, an array.
-            ``param_groups``: for each group, a dict of its settings, without a callable ``lr``, and ``params``, the
-            names or indices of its parameters.
+            ``param_groups``: for each group, a dict of its settings and of ``params``, the names or indices of its
+            parameters. A callable ``lr`` is left out; in its place stands ``step``, the number of steps taken.
         """
-        line, entries = self._plan.snapshot()
+        line, entries, steps = self._plan.snapshot()
         state = {key: {"step": step, "square_avg": square_avg} for key, step, square_avg in entries}
         groups, rest = [], iter(state)
         for group in line.groups:
-            settings = {name: group[name] for name in RANGES if not callable(group[name])}
+            settings = group.settings()
+            if is_schedule(settings["lr"]):
+                del settings["lr"]
+                settings["step"] = steps
             groups.append({**settings, "params": [next(rest) for _ in group["params"]]})
         return {"state": state, "param_groups": groups}
 
@@ -428,13 +478,17 @@ class RMSProp:
         packed = _part(state_dict, "param_groups", (list, tuple))
         if len(packed) != len(groups):
             raise ValueError(f"param_groups: {len(packed)} groups, expected {len(groups)}")
-        settings, rest = [], iter(keys)
+        settings, steps_taken, rest = [], None, iter(keys)
         for i, group in enumerate(packed):
             members = _part(group, "params", (list, tuple), f"param_groups[{i}]")
             expected = [next(rest) for _ in groups[i]["params"]]
             if list(members) != expected:
                 raise ValueError(f"param_groups[{i}]['params']: {list(members)!r:.200}, expected {expected!r:.200}")
-            settings.append(as_settings({k: v for k, v in group.items() if k not in ("params", "param_names")}))
+            values = {key: value for key, value in group.items() if key not in ("params", "param_names", "step")}
+            settings.append(as_settings(values, f"param_groups[{i}][{{!r}}]"))
+            if "step" in group:
+                count = _as_count(f"param_groups[{i}]['step']", group["step"])
+                steps_taken = max(count, steps_taken or 0)
 
         known = set(keys)
         unknown = [key for key in entries if key not in known]
@@ -455,22 +509,26 @@ class RMSProp:
                 raise ValueError(f"{label}: shape {square_avg.shape}, expected {own.shape}")
             square_avgs.append(square_avg)
 
-        self._plan.restore(line, steps, square_avgs)
-        for own_group, values in zip(groups, settings, strict=True):
-            own_group.update(values)
+        self._plan.restore(line, steps, square_avgs, settings, steps_taken)
+
+    def __copy__(self) -> "RMSProp":
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # the same parameters, so the same state, too
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         line = self._plan.line
         groups = [dict(group) for group in line.groups]
-        for group in groups:
-            names, arrays = group.pop("param_names", None), group["params"]
-            group["params"] = list(arrays) if names is None else dict(zip(names, arrays, strict=True))
+        params: list[Any] = [
+            {name: group[name] for name in ("params", "param_names") if name in group} for group in groups
+        ]
         return {
-            "params": groups[0]["params"][0] if line.single else groups,
+            "params": groups[0]["params"][0] if line.single else params,
             "settings": [{name: group[name] for name in RANGES} for group in groups],
             "defaults": self._defaults,
             "num_threads": self._plan.num_threads,
             "state_dict": self.state_dict(),
+            "attributes": {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -478,10 +536,15 @@ class RMSProp:
         for group, settings in zip(self._plan.line.groups, state["settings"], strict=True):
             group.update(settings)
         self.load_state_dict(state["state_dict"])
+        self.__dict__.update(state["attributes"])
 
     def __repr__(self) -> str:
         groups = "".join(f"\n    {group!r}" for group in self._plan.line.groups)
         return f"{type(self).__name__}({groups}\n)"
+
+
+# What __setstate__ makes anew; all else in an instance is a subclass's.
+_OWN_ATTRIBUTES = ("_defaults", "_changed", "_plan")
 
 
 def _part(mapping: Any, key: Any, kind: Any, label: str = "state_dict") -> Any:
@@ -498,15 +561,12 @@ def _part(mapping: Any, key: Any, kind: Any, label: str = "state_dict") -> Any:
 
 def _as_count(label: str, value: Any) -> int:
     """Return a step count as an int; PyTorch has it as a float."""
-    try:
-        if isinstance(value, (bool, str, bytes)):
-            raise TypeError
-        count = int(value) if float(value).is_integer() else operator.index(value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{label}: {value!r:.60}, expected an integer") from None
-    if not 0 <= count <= sys.maxsize:
-        raise ValueError(f"{label}: {count}, expected a count from 0 to {sys.maxsize}")
-    return count
+    number = value if type(value) is int else as_float(value)
+    if number is None or (type(number) is float and not (number.is_integer() or np.isnan(number))):
+        raise TypeError(f"{label}: {value!r:.60}, expected an integer")
+    if not 0 <= number <= MOST_STEPS:
+        raise ValueError(f"{label}: {value!r:.60}, expected a count from 0 to {MOST_STEPS}")
+    return int(number)
 
 
 def rmsprop_update(

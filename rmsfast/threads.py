@@ -6,9 +6,12 @@ from pathlib import Path
 
 def default_num_threads(most: int) -> int:
     """Return the default number of threads, from 1 to `most`."""
-    first_level = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    count = int(first_level) if first_level.isascii() and first_level.isdigit() else 0
-    return min(count or usable_cores(), most)
+    first_level = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    try:
+        count = int(first_level)
+    except ValueError:  # not set, or nonsense
+        count = 0
+    return min(count if count > 0 else usable_cores(), most)
 
 
 def usable_cores() -> int:
@@ -23,12 +26,12 @@ def usable_cores() -> int:
 def _cgroup_quotas(root: Path = Path("/")) -> list[int]:
     """Return the CPU quotas, in cores rounded up, of this process's cgroup and all that it lies in."""
     try:
-        memberships = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
     quotas = []
-    for membership in memberships:
-        _, controllers, path = membership.split(":", 2)
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
             mount = root / "sys/fs/cgroup"
         elif "cpu" in controllers.split(","):

@@ -5,6 +5,7 @@ import ctypes.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def rng():
 @pytest.fixture
 def short_stretches():
     """Let threads share even a handful of elements, however long that takes them."""
-    old = _kernel._tune(bytes_per_thread=1, patience=0)
+    old = _kernel._tune(bytes_per_thread=1, patience=0, seconds_a_byte_alone=1e-9)
     yield
     _kernel._tune(**old)
 
@@ -199,7 +200,7 @@ def test_threads_in_large_steps(rng):
     expected_w, expected_v = w.copy(), v.copy()
     textbook(expected_w, expected_v, g)
     for threads in range(1, 5):
-        _kernel._tune()  # forgets a slow team, as three threads may be on two cores
+        _kernel._tune(seconds_a_byte_alone=1e-9)  # and forgets a slow team, as three threads may be on two cores
         if _kernel.OPENMP:
             assert _kernel._team_size(w.nbytes, threads) == threads
         actual_w, actual_v = w.copy(), v.copy()
@@ -265,7 +266,7 @@ def one_step(draw):
 def test_any_step_has_the_bits_of_the_reference(step):
     w, v, g, numbers = step
     expected_w, expected_v = w.copy(order="K"), v.copy(order="K")
-    old = _kernel._tune(bytes_per_thread=1, patience=0)
+    old = _kernel._tune(bytes_per_thread=1, patience=0, seconds_a_byte_alone=1e-9)
     try:
         rmsfast.reference.rmsprop_update(expected_w, expected_v, g, **numbers)
         rmsfast.rmsprop_update(w, v, g, **numbers)
@@ -275,34 +276,80 @@ def test_any_step_has_the_bits_of_the_reference(step):
     assert_same_bits(v, expected_v)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sets the mode through glibc's functions")
+GLIBC_X86 = sys.platform.startswith("linux") and os.uname().machine == "x86_64"
+
+
+class Mode:
+    """The floating-point mode of this thread, by glibc's functions for x86-64."""
+
+    def __init__(self):
+        self.libm = ctypes.CDLL(ctypes.util.find_library("m"))
+
+    def get(self):
+        environment = ctypes.create_string_buffer(32)
+        assert self.libm.fegetenv(environment) == 0
+        return environment
+
+    def set(self, mxcsr):
+        environment = self.get()
+        ctypes.c_uint32.from_buffer(environment, 28).value = mxcsr
+        assert self.libm.fesetenv(environment) == 0
+
+    def mxcsr(self):
+        """Without the flags for what has happened, which are no mode."""
+        return ctypes.c_uint32.from_buffer(self.get(), 28).value & ~0x3F
+
+
+@pytest.mark.skipif(not GLIBC_X86, reason="sets the mode through glibc's functions on x86-64")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_callers_floating_point_mode(rng, short_stretches, threads):
-    """Rounding upwards, and with subnormals flushed where that can be set: our bits stay, and so does the mode."""
-    libm = ctypes.CDLL(ctypes.util.find_library("m"))
-    w, v, g = (every_kind_of_number(rng, 5000, np.float32) for _ in range(3))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("beta", [0.9, 0.3, 0.05])  # of these, 1 - 0.9 alone is the same in every mode
+def test_the_callers_floating_point_mode(rng, short_stretches, beta, dtype, threads):
+    """Rounding upwards, with subnormals flushed: our bits stay, and so does the caller's mode."""
+    w, v, g = (every_kind_of_number(rng, 5000, dtype) for _ in range(3))
     expected_w, expected_v = w.copy(), v.copy()
-    textbook(expected_w, expected_v, g)
-    default = ctypes.create_string_buffer(64)
-    changed = ctypes.create_string_buffer(64)
-    after = ctypes.create_string_buffer(64)
-    assert libm.fegetenv(default) == 0
+    textbook(expected_w, expected_v, g, beta=beta)
+    again_w, again_v = w.copy(), v.copy()
+    opt = rmsfast.RMSProp(again_w, beta=beta, num_threads=threads)
+    opt.load_state_dict({**opt.state_dict(), "state": {0: {"step": 0, "square_avg": again_v}}})
+    mode = Mode()
+    default = mode.mxcsr()
     try:
-        assert libm.fesetround(0x800 if os.uname().machine == "x86_64" else 0x400000) == 0
-        assert libm.fegetenv(changed) == 0
-        if os.uname().machine == "x86_64":
-            mxcsr = ctypes.c_uint32.from_buffer(changed, 28)
-            mxcsr.value |= 0x8040  # flush to zero, and treat subnormals as zeros
-            assert libm.fesetenv(changed) == 0
-        rmsfast.rmsprop_update(w, v, g, num_threads=threads)
-        assert libm.fegetenv(after) == 0
+        mode.set(0x1F80 | 0x4000 | 0x8040)  # exceptions masked, round up, flush to zero, treat subnormals as zeros
+        changed = mode.mxcsr()
+        rmsfast.rmsprop_update(w, v, g, beta=beta, num_threads=threads)
+        opt.step(g)
+        after = mode.mxcsr()
     finally:
-        libm.fesetenv(default)
+        mode.set(default)
     assert_same_bits(w, expected_w)
     assert_same_bits(v, expected_v)
-    status = 0x3F  # which operations were inexact and so on: not part of the mode
-    if os.uname().machine == "x86_64":
-        assert ctypes.c_uint32.from_buffer(after, 28).value & ~status == mxcsr.value & ~status
+    assert_same_bits(again_w, expected_w)
+    assert_same_bits(opt.state[0]["square_avg"], expected_v)
+    assert after == changed != default
+
+
+@pytest.mark.skipif(not GLIBC_X86, reason="sets the mode through glibc's functions on x86-64")
+def test_the_floating_point_mode_of_worker_threads():
+    """In a process that flushes subnormals before the team is started, so that its threads inherit that."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np, rmsfast
+from rmsfast import _kernel
+from test_kernel import Mode, every_kind_of_number, textbook, assert_same_bits
+rng = np.random.default_rng(0)
+w, v, g = (every_kind_of_number(rng, 100_000, np.float32) for _ in range(3))
+expected_w, expected_v = w.copy(), v.copy()
+textbook(expected_w, expected_v, g)
+_kernel._tune(bytes_per_thread=1, patience=0, seconds_a_byte_alone=1e-9)
+Mode().set(0x1F80 | 0x8040)
+rmsfast.rmsprop_update(w, v, g, num_threads=4)
+Mode().set(0x1F80)
+assert_same_bits(w, expected_w)
+assert_same_bits(v, expected_v)
+"""
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
 
 
 @pytest.mark.parametrize("isa", rmsfast.config()["isas"])

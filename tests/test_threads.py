@@ -29,7 +29,7 @@ def test_set_and_get():
 @pytest.mark.parametrize(
     ("value", "error"),
     [(0, ValueError), (-1, ValueError), (1025, ValueError), (2**70, ValueError)]
-    + [(value, TypeError) for value in (1.0, "2", True, None, [2])],
+    + [(value, TypeError) for value in (1.0, "2", True, None, [2], np.array([2]), np.array(2.0), np.array(True), int)],
 )
 def test_refused(value, error):
     before = rmsfast.get_num_threads()
@@ -47,7 +47,18 @@ def test_refused(value, error):
 
 @pytest.mark.parametrize(
     ("variable", "expected"),
-    [("1", 1), ("3", 3), (" 5 ", 5), ("4,2", 4), ("", None), ("0", None), ("-2", None), ("many", None), ("²", None)],
+    [
+        ("1", 1),
+        ("3", 3),
+        (" 5 ", 5),
+        ("4,2", 4),
+        ("", None),
+        ("0", None),
+        ("-2", None),
+        ("many", None),
+        ("²", None),
+        ("9" * 5000, None),
+    ],
 )
 def test_omp_num_threads(monkeypatch, variable, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
@@ -131,7 +142,7 @@ def test_a_quota_bounds_the_cores(monkeypatch):
 @pytest.fixture
 def tune():
     """Change the measured constants for one test."""
-    old = _kernel._tune()
+    old = _kernel._tune(seconds_a_byte_alone=1e-9)
     yield _kernel._tune
     _kernel._tune(**old)
 
@@ -153,19 +164,48 @@ def test_after_a_slow_team_steps_stay_alone_for_a_while(tune):
     """As beside a BLAS whose idle threads keep the other cores busy: no team for a while, then another try."""
     w, g = np.ones(100_000, np.float32), np.ones(100_000, np.float32)
     opt = rmsfast.RMSProp(w, num_threads=2)
+    tune(slack_seconds=1e9)
+    for _ in range(3):
+        opt.step(g)
     assert _kernel._team_size(w.nbytes, 2) == 2
-    opt.step(g)
-    tune(seconds_of_a_slow_team=1e9)
-    opt.step(g)
-    assert _kernel._team_size(w.nbytes, 2) == 2
-    tune(seconds_of_a_slow_team=-1, patience=1e6)  # now every team is a slow one
+    every_team_is_slow = dict(slack_seconds=-1, slack_factor=0, patience=1e6, longest_pause=1e6)
+    tune(**every_team_is_slow)
     opt.step(g)
     assert _kernel._team_size(w.nbytes, 2) == 1
-    opt.step(g)
-    tune(seconds_of_a_slow_team=-1, patience=0)
+    tune(**{**every_team_is_slow, "patience": 0})
     opt.step(g)
     assert _kernel._team_size(w.nbytes, 2) == 2
-    assert opt.state[0]["step"] == 5
+    tune(**{**every_team_is_slow, "longest_pause": 0})
+    opt.step(g)
+    assert _kernel._team_size(w.nbytes, 2) == 2
+
+
+@needs_openmp
+def test_unusual_steps_are_not_judged(tune):
+    """The first, which may touch new memory, and those that gather a gradient from afar."""
+    w, g = np.ones((300, 300), np.float32), np.ones((300, 300), np.float32)
+    tune(slack_seconds=-1, slack_factor=0, patience=1e6, longest_pause=1e6)
+    opt = rmsfast.RMSProp(w, num_threads=2)
+    for gradient in g, g.T, g[::-1]:
+        opt.step(gradient)
+        assert _kernel._team_size(w.nbytes, 2) == 2
+    rmsfast.rmsprop_update(w, np.ones_like(w), g.T, num_threads=2)
+    assert _kernel._team_size(w.nbytes, 2) == 2
+    opt.step(g)
+    assert _kernel._team_size(w.nbytes, 2) == 1
+
+
+@needs_openmp
+def test_the_first_ordinary_step_finds_out_what_one_thread_takes(tune):
+    w, g = np.ones(100_000, np.float32), np.ones(100_000, np.float32)
+    tune(seconds_a_byte_alone=0)
+    opt = rmsfast.RMSProp(w, num_threads=2)
+    opt.step(g)
+    assert tune()["seconds_a_byte_alone"] == 0
+    assert _kernel._team_size(w.nbytes, 2) == 1
+    opt.step(g)
+    assert 0 < tune()["seconds_a_byte_alone"] <= 2e-9
+    assert _kernel._team_size(w.nbytes, 2) == 2
 
 
 def test_without_openmp_every_step_is_alone(tune):

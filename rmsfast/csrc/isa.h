@@ -4,6 +4,10 @@
 
 #include "rmsfast.h"
 
+#ifdef _MSC_VER
+#pragma fp_contract(off) /* the other compilers are told by a switch */
+#endif
+
 #define REAL float
 #define SQRT sqrtf
 #define UPDATE update_float32

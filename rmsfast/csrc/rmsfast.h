@@ -1,12 +1,12 @@
 /* What the C side offers to _kernel.pyx: the settings of a step, a table of functions for each instruction set, and
-   the stage that brings a strided gradient in. */
+   what strided gradients need. */
 #ifndef RMSFAST_H
 #define RMSFAST_H
 
 #include <float.h>
 #include <stddef.h>
 
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(_M_FP_FAST)
 #error "rmsfast promises NumPy's bits: build it without -ffast-math, -Ofast or /fp:fast"
 #endif
 #if FLT_EVAL_METHOD != 0
@@ -19,11 +19,11 @@
 #define RMSFAST_RESTRICT restrict
 #endif
 
-/* The settings of one parameter group. They are formed in double; an update rounds each to the arrays' type once. */
+/* The settings of one parameter group. What an update needs of them, it forms in double and rounds to the arrays' type
+   once, in the floating-point mode in which it computes. */
 typedef struct {
     double lr;
     double beta;
-    double one_minus_beta;
     double eps;
 } rmsfast_settings;
 
@@ -44,5 +44,9 @@ const rmsfast_isa *rmsfast_usable_isa(int k);
    order. Strides are in bytes and may have any sign; elements may be misaligned. */
 void rmsfast_gather(void *out, const char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim,
                     const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran);
+
+/* Whether some element of a strided array has a byte in [start, stop), counted from the array's lowest byte. */
+int rmsfast_strides_into(ptrdiff_t start, ptrdiff_t stop, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,
+                         const ptrdiff_t *strides);
 
 #endif

@@ -8,7 +8,7 @@ static void UPDATE(void *w_, void *v_, const void *g_, ptrdiff_t n, const rmsfas
     const REAL *RMSFAST_RESTRICT g = g_;
     const REAL lr = (REAL)settings->lr;
     const REAL beta = (REAL)settings->beta;
-    const REAL one_minus_beta = (REAL)settings->one_minus_beta;
+    const REAL one_minus_beta = (REAL)(1 - settings->beta);
     const REAL eps = (REAL)settings->eps;
 
     for (ptrdiff_t i = 0; i < n; i++) {
