@@ -1,7 +1,8 @@
 """The cases, and everyone who takes an RMSProp step on them.
 
-A contender is a function of `Arrays` and the number of threads, and returns a function without arguments: one step. Each
-has arrays of its own; the values are the same, and no gradient is zero, because zeros and subnormals take other times.
+A contender is a function of `Arrays` and the number of threads that returns a function without arguments: one step.
+Each has arrays of its own; the values are the same, and no gradient is zero, because zeros and subnormals take other
+times.
 """
 
 from collections.abc import Callable
