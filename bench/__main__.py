@@ -46,8 +46,8 @@ def main() -> None:
 
 def measure(name: str, contenders, options) -> dict[str, float]:
     """Check that every contender does the same step, then time them."""
-    arrays = {label: make_arrays(CASES[name], options.dtype) for label in contenders}
-    steps = {label: make(arrays[label], options.threads) for label, make in contenders.items()}
+    arrays = {label: make_arrays(CASES[name], options.dtype) for label in CONTENDERS}
+    steps = {label: make(arrays.get(label, arrays["rmsfast"]), options.threads) for label, make in contenders.items()}
     for label in CONTENDERS:
         steps[label]()
         for w, expected in zip(arrays[label].w, arrays["rmsfast"].w, strict=True):

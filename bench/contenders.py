@@ -48,6 +48,7 @@ def rmsfast_step(arrays: Arrays, threads: int) -> Callable[[], None]:
     for i, v in enumerate(arrays.v):
         state["state"][i]["square_avg"] = v
     opt.load_state_dict(state)
+    arrays.v[:] = [entry["square_avg"] for entry in opt.state.values()]
     grads = arrays.g
 
     def step():

@@ -1,4 +1,8 @@
-"""The machine's limits as contenders: limits.c, compiled for this machine, on one array with a case's element count."""
+"""The machine's limits as contenders: limits.c, compiled for this machine.
+
+Where memory happens to lie makes a difference of some percent, so that a limit on one array uses rmsfast's own. Many
+arrays count as one with as many elements.
+"""
 
 import ctypes
 import os
@@ -38,7 +42,9 @@ def limit(kind: str) -> Callable[[Arrays, int], Callable[[], None]]:
     """Return the contender that runs the loop called `kind`, with the threads of the same OpenMP pool."""
 
     def make(arrays: Arrays, threads: int) -> Callable[[], None]:
-        w, v, g = (np.concatenate([a.reshape(-1) for a in part]) for part in arrays)
+        w, v, g = (
+            part[0].reshape(-1) if len(part) == 1 else np.concatenate([a.ravel() for a in part]) for part in arrays
+        )
         loop = getattr(library(), f"{kind}_{w.dtype}")
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (w, v, g)]
         size = ctypes.c_ssize_t(w.size)

@@ -103,8 +103,9 @@ ISA = isa.name.decode()
 # ---- Threads: how many, decided in one place ----
 
 cdef struct Tuning:
-    # A thread is worth starting for this many bytes of parameters: 16 384 float32 elements take 2 to 8 µs on the CPUs
-    # tried, about what it costs to start a team. Below twice as much, a step stays on the calling thread.
+    # A thread is worth starting for this many bytes of parameters: 32 768 float32 elements take 3 to 17 µs on the CPUs
+    # tried. To start a team costs 1 to 6 µs, and in a training loop about 10 more, because the other cores have to fetch
+    # the gradients that the calling thread has just computed. Below twice as much, a step stays on that thread.
     size_t bytes_per_thread
     # Another Python thread gets the GIL during a step on this many bytes; below, handing it over costs too much of it.
     size_t bytes_to_release_gil
@@ -120,7 +121,7 @@ cdef struct Tuning:
     double longest_pause
 
 cdef Tuning tuning = Tuning(
-    bytes_per_thread=1 << 16,
+    bytes_per_thread=1 << 17,
     bytes_to_release_gil=1 << 16,
     seconds_a_byte_alone=0,
     slack_seconds=5e-4,
