@@ -605,7 +605,7 @@ cdef class Line:
             if PySequence_Fast_GET_SIZE(<PyObject *>grads) != self.count:
                 return False
             given = PySequence_Fast_ITEMS(<PyObject *>grads)
-        elif not self.single:
+        elif not self.single or not is_exact_array(g):
             return False
         for i in range(self.count):
             if not self.keep(i, given[i]):

@@ -79,6 +79,15 @@ def test_a_single_array(pair):
     assert_same_bits(w, expected)
 
 
+@pytest.mark.parametrize("grads", [None, 1.0, "g", {}, {"w": np.ones(3)}])
+def test_a_single_array_needs_a_gradient(grads):
+    opt = rmsfast.RMSProp(np.ones(3))
+    with pytest.raises(TypeError, match="^grads: .*, expected a sequence of"):
+        opt.step(grads)
+    opt.step([None])
+    assert opt.state[0]["step"] == 0
+
+
 @pytest.mark.parametrize("grads", [[None, 1], {"b": 1}, {"w": None, "b": 1}])
 def test_no_gradient_leaves_a_parameter_alone(pair, grads):
     params, given = pair
