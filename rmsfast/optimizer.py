@@ -422,9 +422,8 @@ class RMSProp:
 
     @lr.setter
     def lr(self, value: float | Callable[[int], float]) -> None:
-        checked = as_settings({"lr": value})
         for group in self._plan.line.groups:
-            group.update(checked)
+            group["lr"] = value
 
     @property
     def state(self) -> Mapping[Any, Mapping[str, Any]]:
