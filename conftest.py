@@ -44,7 +44,7 @@ def pytest_configure() -> None:
     if stale:
         raise pytest.UsageError(
             f"the rmsfast installed in {installed} is not this checkout's: {', '.join(stale)} changed. "
-            "Install it again, with `pip install .` or `pip install -e .`"
+            "Remove build/, which keeps files that are gone, and install again: `pip install .` or `pip install -e .`"
         )
 
 
