@@ -84,7 +84,7 @@ class BuildExt(build_ext):
 
 kernel = Extension(
     "rmsfast._kernel",
-    sources=["rmsfast/_kernel.pyx", f"{CSRC}/dispatch.c", f"{CSRC}/strided.c"],
+    sources=["rmsfast/_kernel.pyx", f"{CSRC}/dispatch.c", f"{CSRC}/rows.c", f"{CSRC}/strided.c"],
     include_dirs=["rmsfast", numpy.get_include()],
     depends=[str(source) for source in sorted(Path(CSRC).iterdir())],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("RMSFAST_WIDE", "1")] if WIDE else [])],

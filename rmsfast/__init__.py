@@ -22,8 +22,9 @@ except ModuleNotFoundError as error:
 from rmsfast import reference
 from rmsfast._kernel import get_num_threads, set_num_threads
 from rmsfast.optimizer import RMSProp, rmsprop_update
+from rmsfast.rows import Rows
 
-__all__ = ["RMSProp", "config", "get_num_threads", "reference", "rmsprop_update", "set_num_threads"]
+__all__ = ["RMSProp", "Rows", "config", "get_num_threads", "reference", "rmsprop_update", "set_num_threads"]
 
 
 def config() -> dict[str, Any]:

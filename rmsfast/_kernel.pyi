@@ -4,6 +4,7 @@ from typing import Any, SupportsIndex, final
 from rmsfast.optimizer import Array, ParamGroup
 
 OPENMP: bool
+STATE_NAMES: tuple[str, str, str]
 ISAS: tuple[str, ...]
 ISA: str
 
@@ -17,6 +18,14 @@ class Flag:
     up: bool
 
 @final
+class SummedRows:
+    def __new__(cls, name: str, w: Array, indices: Any, given: Array) -> SummedRows: ...
+    @property
+    def given(self) -> Array: ...
+    @property
+    def indices(self) -> Array: ...
+
+@final
 class Line:
     def __new__(cls, shorter: Line | None, groups: list[ParamGroup], single: bool) -> Line: ...
     @property
@@ -27,33 +36,39 @@ class Line:
     def named(self) -> bool: ...
     @property
     def single(self) -> bool: ...
+    @property
+    def params(self) -> list[Array]: ...
 
 @final
 class Plan:
     def __new__(
         cls,
         changed: Flag,
-        read_settings: Callable[[Sequence[ParamGroup], int], tuple[bool, list[tuple[float, ...]]]],
+        read_settings: Callable[[Sequence[ParamGroup], int], tuple[bool, list[dict[str, Any]]]],
         num_threads: SupportsIndex | None,
-        rule: Callable[..., None] | None,
+        rule: Callable[[list[Any], float], list[int]] | None,
     ) -> Plan: ...
+    skipped: int
     def add_groups(self, groups: list[ParamGroup], single: bool) -> None: ...
-    def step(self, grads: Any) -> bool: ...
+    def step(self, grads: Any, grad_scale: Any, zero_grads: Any) -> bool: ...
     @property
     def num_threads(self) -> int | None: ...
     @property
     def line(self) -> Line: ...
     @property
     def steps(self) -> int: ...
-    def state(self) -> tuple[Line, list[tuple[Any, int, Array]]]: ...
-    def snapshot(self) -> tuple[Line, list[tuple[Any, int, Array]], int]: ...
+    def state(self) -> tuple[Line, list[tuple[Any, int, dict[str, Array]]]]: ...
+    def snapshot(
+        self, with_params: bool = False
+    ) -> tuple[Line, list[tuple[Any, int, dict[str, Array]]], int, list[Array] | None]: ...
     def restore(
         self,
         line: Line,
         steps: list[int],
-        square_avgs: list[Array],
+        states: list[dict[str, Array]],
         settings: list[dict[str, Any]],
         steps_taken: int | None,
+        params: list[Array] | None = None,
     ) -> None: ...
 
 def update(

@@ -10,7 +10,11 @@ import os
 
 cimport cython
 cimport numpy as cnp
+from libc.math cimport INFINITY, isinf, ldexp, pow, sqrt
+from libc.stdlib cimport qsort
+from libc.string cimport memcpy, memset
 from cpython.dict cimport PyDict_CheckExact, PyDict_Size
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
@@ -41,15 +45,48 @@ cdef extern from "csrc/rmsfast.h" nogil:
         double lr
         double beta
         double eps
-    ctypedef void (*rmsfast_update)(void *w, void *v, const void *g, Py_ssize_t n,
-                                    const rmsfast_settings *settings) noexcept
+        double momentum
+        double weight_decay
+        double clip_value
+        double clip_norm
+        double clip_global_norm
+        int nesterov
+        int centered
+        int decoupled_weight_decay
+        int eps_inside_sqrt
+        int lr_in_momentum
+        int bias_correction
+        int maximize
+        int nonfinite
+    int RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP
+    ctypedef struct rmsfast_block:
+        double squares
+        Py_ssize_t nonfinite
+    int RMSFAST_BLOCK
+    ctypedef union rmsfast_scalars:
+        pass
+    ctypedef void (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *settings, double grad_scale,
+                                  double clip_factor, double correction) noexcept
+    ctypedef void (*rmsfast_measure)(rmsfast_block *blocks, const void *g, Py_ssize_t n, double grad_scale,
+                                     double shrink) noexcept
+    ctypedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, Py_ssize_t n,
+                                    const rmsfast_scalars *scalars) noexcept
+    ctypedef struct rmsfast_stages:
+        rmsfast_form form
+        rmsfast_measure measure
+        rmsfast_update update[2][3]
     ctypedef struct rmsfast_isa:
         const char *name
-        rmsfast_update *update
+        const rmsfast_stages **stages
     const rmsfast_isa *rmsfast_usable_isa(int k)
     int RMSFAST_FLOAT32, RMSFAST_FLOAT64
+    int RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV
     void rmsfast_gather(void *out, const char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim,
                         const Py_ssize_t *shape, const Py_ssize_t *strides, bint fortran)
+    void rmsfast_zero(char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim, const Py_ssize_t *shape,
+                      const Py_ssize_t *strides, bint fortran)
+    Py_ssize_t rmsfast_distinct(Py_ssize_t *numbers, const Py_ssize_t *indices, Py_ssize_t n, Py_ssize_t limit,
+                                Py_ssize_t *table, size_t size)
     bint rmsfast_strides_into(Py_ssize_t start, Py_ssize_t stop, Py_ssize_t itemsize, int ndim,
                               const Py_ssize_t *shape, const Py_ssize_t *strides)
 
@@ -229,17 +266,30 @@ def _team_size(length, wanted):
 
 # ---- The line of elements, and the loops over it ----
 
+cdef enum:
+    SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STATE_ARRAYS
+
+STATE_NAMES = "square_avg", "grad_avg", "momentum_buffer"
+
 cdef struct Item:
     # One parameter on the line. What a step changes:
-    const char *g           # NULL: this step leaves the parameter alone
+    char *g                 # NULL: this step leaves the parameter alone
     bint direct             # the gradient lies as the parameter does; else it is gathered with `strides`
+    Py_ssize_t active       # elements that this step updates: all, or those of `rows`
+    const Py_ssize_t *rows  # NULL: all; else those that have a gradient, and where it is
+    const char *const *row_grads
     size_t end              # bytes on the line up to the end of this item
+    Py_ssize_t first_block  # of the measured blocks, this item's first
+    Py_ssize_t nonfinite    # elements of the gradient, where they were counted
+    double clip_factor
     PyObject *grad          # the reference that keeps g's memory
     # What stays:
     char *w
-    char *v
+    char *state[STATE_ARRAYS]   # NULL where the settings ask for none
     Py_ssize_t n            # elements
+    Py_ssize_t row          # elements in one row, along the first axis
     int itemsize            # bytes
+    int reals               # numbers in an element: two in a complex one
     int dtype               # RMSFAST_FLOAT32 or RMSFAST_FLOAT64
     int type_num            # NumPy's number for it
     int layout              # NumPy's flags of a gradient that lies as the parameter does
@@ -249,9 +299,22 @@ cdef struct Item:
     Py_ssize_t *strides     # the gradient's, where it is not direct
     Py_ssize_t steps
 
+cdef struct Work:
+    # What the threads have to do: to update the items, or, where `blocks` is there, to measure their gradients.
+    const Item *items
+    Py_ssize_t count
+    const rmsfast_settings *settings    # by group
+    double grad_scale
+    bint zero_grads
+    rmsfast_block *blocks
+    double shrink
+    bint measure_all                    # a norm over all parameters is asked for
+
 cdef enum:
     CACHE_LINE = 64
-    TILE = 1024     # elements that are gathered at a time: 8 KiB at most, which leaves L1 room for w and v
+    # Numbers that go from stage to stage at a time, where there is more than one. So few that the end of one tile's
+    # update, which waits for the divider, overlaps with the next tile's gathering.
+    TILE = 256
 
 
 cdef inline Py_ssize_t cut(const Item *item, size_t begin, size_t at) noexcept nogil:
@@ -260,89 +323,252 @@ cdef inline Py_ssize_t cut(const Item *item, size_t begin, size_t at) noexcept n
     if at <= begin:
         return 0
     if at >= item.end:
-        return item.n
+        return item.active
     inside = at - begin
     inside -= min(inside, (<size_t>item.w + inside) % CACHE_LINE)
     return <Py_ssize_t>inside // item.itemsize
 
 
-cdef void update_item(const Item *item, Py_ssize_t start, Py_ssize_t stop,
-                      const rmsfast_settings *settings) noexcept nogil:
-    """Update elements [start, stop) of one parameter."""
-    cdef double tile[TILE]
-    cdef Py_ssize_t n
-    cdef rmsfast_update update = isa.update[item.dtype]
+cdef inline char *at_byte(char *memory, Py_ssize_t offset) noexcept nogil:
+    """A place in some memory, if there is any."""
+    return NULL if memory == NULL else memory + offset
+
+
+cdef inline const char *bring_in(const Item *item, Py_ssize_t start, Py_ssize_t *n, Py_ssize_t *place,
+                                 void *room) noexcept nogil:
+    """Where n elements of the gradient lie, from the `start`-th on, in the parameter's order, or else in `room`.
+
+    They belong to those of the parameter that begin at `place`. Of rows, n falls to what lies side by side.
+    """
+    cdef Py_ssize_t k, inside
+    place[0] = start
     if item.direct:
-        update(item.w + start * item.itemsize, item.v + start * item.itemsize, item.g + start * item.itemsize,
-               stop - start, settings)
+        return item.g + start * item.itemsize
+    if item.rows == NULL:
+        rmsfast_gather(room, item.g, start, n[0], item.itemsize, item.ndim, item.shape, item.strides,
+                       not in_c_order(item))
+        return <const char *>room
+    k = start // item.row
+    inside = start % item.row
+    if in_c_order(item):
+        place[0] = item.rows[k] * item.row + inside
+        n[0] = min(n[0], item.row - inside)
+    else:
+        place[0] = item.rows[k] + item.shape[0] * inside
+        n[0] = 1
+    return item.row_grads[k] + inside * item.itemsize
+
+
+cdef inline void erase(const Item *item, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """Set elements of a gradient to zero."""
+    if item.direct:
+        memset(item.g + start * item.itemsize, 0, n * item.itemsize)
+    elif item.rows == NULL:
+        rmsfast_zero(item.g, start, n, item.itemsize, item.ndim, item.shape, item.strides, not in_c_order(item))
+
+
+cdef inline bint in_c_order(const Item *item) noexcept nogil:
+    return item.layout & cnp.NPY_ARRAY_C_CONTIGUOUS != 0
+
+
+cdef struct Update:
+    # The function that updates, and its numbers. They stay from item to item where nothing differs.
+    const rmsfast_settings *settings
+    int dtype
+    double clip_factor
+    Py_ssize_t step             # the number of the step that is being taken, where it matters
+    rmsfast_scalars scalars
+    rmsfast_update function
+
+
+cdef inline void choose_update(Update *update, const Work *work, const Item *item) noexcept nogil:
+    """Choose how to update an item, unless it is as the item before."""
+    cdef const rmsfast_settings *s = &work.settings[item.group]
+    cdef Py_ssize_t step = item.steps + 1 if s.bias_correction else 0
+    cdef const rmsfast_stages *all_stages = isa.stages[item.dtype]
+    if (update.settings == s and update.dtype == item.dtype and update.clip_factor == item.clip_factor
+            and update.step == step):
         return
+    update.settings = s
+    update.dtype = item.dtype
+    update.clip_factor = item.clip_factor
+    update.step = step
+    all_stages.form(&update.scalars, s, work.grad_scale, item.clip_factor,
+                    1 / (1 - pow(s.beta, <double>step)) if s.bias_correction else 1)
+    update.function = all_stages.update[s.centered][
+        RMSFAST_NO_MOMENTUM if s.momentum == 0 else RMSFAST_NESTEROV if s.nesterov else RMSFAST_MOMENTUM]
+
+
+cdef void update_item(const Work *work, const Item *item, const Update *update, Py_ssize_t start,
+                      Py_ssize_t stop) noexcept nogil:
+    """Update elements [start, stop) of those of a parameter that this step updates, tile by tile, stage by stage."""
+    cdef double gathered[TILE]
+    cdef Py_ssize_t tile = TILE // item.reals
+    cdef Py_ssize_t most = stop if item.direct and not work.zero_grads else tile
+    cdef Py_ssize_t n, place
+    cdef const char *g
+    if stop - start > 4 * tile:     # worth it: the first tile ends, and all others begin, at a cache line
+        tile -= <Py_ssize_t>(<size_t>item.w + start * item.itemsize) % CACHE_LINE // item.itemsize
+    else:
+        tile = most
     while start < stop:
-        n = min(<Py_ssize_t>TILE, stop - start)
-        rmsfast_gather(tile, item.g, start, n, item.itemsize, item.ndim, item.shape, item.strides,
-                       not item.layout & cnp.NPY_ARRAY_C_CONTIGUOUS)
-        update(item.w + start * item.itemsize, item.v + start * item.itemsize, tile, n, settings)
+        n = min(tile, stop - start)
+        tile = most
+        g = bring_in(item, start, &n, &place, gathered)
+        place *= item.itemsize
+        update.function(item.w + place, item.state[SQUARE_AVG] + place, at_byte(item.state[GRAD_AVG], place),
+                        at_byte(item.state[MOMENTUM_BUFFER], place), g, n * item.reals, &update.scalars)
+        if work.zero_grads:
+            erase(item, start, n)
         start += n
 
 
-cdef void update_stretch(const Item *items, Py_ssize_t count, const rmsfast_settings *settings,
-                         size_t start, size_t stop) noexcept nogil:
-    """Update the elements of the line between two places, counted in bytes; `settings` are by group."""
+cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Measure the blocks of a gradient that begin in [start, stop)."""
+    cdef double numbers[1024]
+    cdef double room[1024]
+    cdef const rmsfast_stages *stages = isa.stages[item.dtype]
+    cdef Py_ssize_t size = RMSFAST_BLOCK // item.reals, filled, n, place
+    cdef rmsfast_block *block
+    cdef const char *g
+    start -= start % size
+    stop -= 0 if stop == item.active else stop % size
+    block = work.blocks + item.first_block + start // size
+    if item.direct:
+        stages.measure(block, item.g + start * item.itemsize, (stop - start) * item.reals, work.grad_scale, work.shrink)
+        return
+    while start < stop:
+        filled = 0
+        while filled < min(size, stop - start):
+            n = min(size, stop - start) - filled
+            g = bring_in(item, start + filled, &n, &place, room)
+            memcpy(<char *>numbers + filled * item.itemsize, g, n * item.itemsize)
+            filled += n
+        stages.measure(block, numbers, filled * item.reals, work.grad_scale, work.shrink)
+        block += 1
+        start += filled
+
+
+cdef inline bint asks_for_measures(const rmsfast_settings *s) noexcept nogil:
+    return s.clip_norm != INFINITY or s.clip_global_norm != INFINITY or s.nonfinite != RMSFAST_PROPAGATE
+
+
+cdef void work_stretch(const Work *work, size_t start, size_t stop) noexcept nogil:
+    """Do the work on the elements of the line between two places, counted in bytes."""
     cdef rmsfast_fpmode mode = rmsfast_fpmode_enter()
-    cdef Py_ssize_t low = 0, high = count, i
+    cdef Py_ssize_t low = 0, high = work.count, i, first, last
     cdef size_t begin
+    cdef const Item *item
+    cdef Update update
+    update.settings = NULL
     while low < high:       # the first item that ends after start
         i = (low + high) // 2
-        if items[i].end > start:
+        if work.items[i].end > start:
             high = i
         else:
             low = i + 1
-    begin = items[low - 1].end if low > 0 else 0
-    for i in range(low, count):
+    begin = work.items[low - 1].end if low > 0 else 0
+    for i in range(low, work.count):
         if begin >= stop:
             break
-        if items[i].g != NULL:
-            update_item(&items[i], cut(&items[i], begin, start), cut(&items[i], begin, stop),
-                        &settings[items[i].group])
-        begin = items[i].end
+        item = &work.items[i]
+        if item.g != NULL:
+            first = cut(item, begin, start)
+            last = cut(item, begin, stop)
+            if work.blocks == NULL:
+                choose_update(&update, work, item)
+                update_item(work, item, &update, first, last)
+            elif work.measure_all or asks_for_measures(&work.settings[item.group]):
+                measure_item(work, item, first, last)
+        begin = item.end
     rmsfast_fpmode_leave(mode)
 
 
-cdef void update_line(const Item *items, Py_ssize_t count, const rmsfast_settings *settings,
-                      size_t length, int threads) noexcept nogil:
-    """Update every element of the line with a team. A smaller one than asked for shares the stretches."""
+cdef void work_line(const Work *work, size_t length, int threads) noexcept nogil:
+    """Do the work on the whole line with a team. A smaller one than asked for shares the stretches."""
     cdef int t
     for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        update_stretch(items, count, settings, length // threads * t,
-                       length if t == threads - 1 else length // threads * (t + 1))
+        work_stretch(work, length // threads * t, length if t == threads - 1 else length // threads * (t + 1))
 
 
-cdef void run(const Item *items, Py_ssize_t count, const rmsfast_settings *settings, int most,
-              bint ordinary) noexcept:
-    """Update every element of the line, with as many threads of those allowed as it is worth.
+cdef void run(const Work *work, int most, bint ordinary) noexcept:
+    """Do the work on the whole line, with as many threads of those allowed as it is worth.
 
-    An ordinary step is one whose time says something: it gathers no gradient, and touches no memory for the first time.
+    Ordinary work is an update whose time says something: it gathers no gradient, and touches no memory for the first
+    time.
     """
-    cdef size_t length = items[count - 1].end if count > 0 else 0
+    cdef size_t length = work.items[work.count - 1].end if work.count > 0 else 0
     cdef int threads = team_size(length, most, ordinary)
     cdef double start, stop
     if length < tuning.bytes_to_release_gil and threads == 1:
-        update_stretch(items, count, settings, 0, length)
+        work_stretch(work, 0, length)
         return
     with nogil:
         start = omp_get_wtime()
         if threads == 1:
-            update_stretch(items, count, settings, 0, length)
+            work_stretch(work, 0, length)
         else:
-            update_line(items, count, settings, length, threads)
+            work_line(work, length, threads)
         stop = omp_get_wtime()
     if ordinary and length // tuning.bytes_per_thread >= 2:
         judge(length, threads, start, stop)
 
 
+# ---- Norms: what is concluded from the measures ----
+
+cdef rmsfast_block measure_of(const Work *work, const Item *item) noexcept nogil:
+    """The measure of a gradient: that of its blocks, from the first to the last."""
+    cdef rmsfast_block whole = rmsfast_block(0, 0)
+    cdef Py_ssize_t k
+    for k in range(item.first_block, item.first_block + blocks_of(item)):
+        whole.squares += work.blocks[k].squares
+        whole.nonfinite += work.blocks[k].nonfinite
+    return whole
+
+
+cdef inline Py_ssize_t blocks_of(const Item *item) noexcept nogil:
+    return (item.active * item.reals + RMSFAST_BLOCK - 1) // RMSFAST_BLOCK
+
+
+cdef inline double factor(double norm, double most) noexcept nogil:
+    """What a gradient is scaled by so that its norm is `most` at most; NaN for a norm of NaN."""
+    return 1 if norm <= most else most / norm
+
+
+# Squares of doubles can be larger than any double. After multiplication by this, none of them are, nor is their sum.
+cdef int SHRINK = -600
+
+
+cdef double norm_after_overflow(Work *work, const Item *item) noexcept nogil:
+    """The norm of one gradient, or of all for NULL, where the sum of squares of finite numbers is infinite.
+
+    Beside such numbers those of a float32 gradient make no difference; they are left out, unless they became infinite
+    when they were scaled.
+    """
+    cdef const Item *each
+    cdef double squares = 0, part
+    cdef Py_ssize_t i
+    work.shrink = ldexp(1, SHRINK)
+    for i in range(work.count):
+        each = &work.items[i]
+        if each.g == NULL or not (item == NULL or item == each):
+            continue
+        if each.dtype == RMSFAST_FLOAT64:
+            measure_item(work, each, 0, each.active)
+        part = measure_of(work, each).squares
+        if each.dtype == RMSFAST_FLOAT64 or isinf(part):
+            squares += part
+    work.shrink = 1
+    return ldexp(sqrt(squares), -SHRINK)
+
+
 # ---- Checks: each kind of memory in one function, used by every caller ----
 
+cdef enum:
+    OWNERS = STATE_ARRAYS + 1
+
 cdef struct Span:
-    # The memory of a parameter (owner 2 i) or of its state (owner 2 i + 1).
+    # The memory of parameter i (owner OWNERS i), or of its k-th state array (owner OWNERS i + 1 + k).
     size_t start
     size_t stop
     Py_ssize_t owner
@@ -352,47 +578,59 @@ cdef str label(Line line, str kind, Py_ssize_t i):
     """What a message calls the i-th array of a kind. Without a line: the arguments of `rmsprop_update`."""
     if line is None:
         return {"params": "w", "square_avg": "v", "grads": "g"}[kind]
-    if kind == "square_avg":
-        return f"state[{line.keys[i]!r}]['square_avg']"
+    if kind in STATE_NAMES:
+        return f"state[{line.keys[i]!r}][{kind!r}]"
     return kind if line.single else f"{kind}[{line.keys[i]!r}]"
 
 
 cdef str owner_of(Line line, const Span *span):
-    return label(line, "square_avg" if span.owner % 2 else "params", span.owner // 2)
+    kind = span.owner % OWNERS
+    return label(line, STATE_NAMES[kind - 1] if kind > 0 else "params", span.owner // OWNERS)
 
 
 cdef tuple shape_of(cnp.ndarray a):
     return tuple([cnp.PyArray_DIMS(a)[axis] for axis in range(cnp.PyArray_NDIM(a))])
 
 
+# By NumPy's number of each type that can be updated: the type of its numbers, and how many an element has.
+cdef dict NUMBERS = {
+    cnp.NPY_FLOAT: (RMSFAST_FLOAT32, 1),
+    cnp.NPY_DOUBLE: (RMSFAST_FLOAT64, 1),
+    cnp.NPY_CFLOAT: (RMSFAST_FLOAT32, 2),
+    cnp.NPY_CDOUBLE: (RMSFAST_FLOAT64, 2),
+}
+
+
 cdef int check_updatable(str name, cnp.ndarray a) except -1:
     """Refuse an array whose elements cannot be updated in place."""
-    if not (cnp.PyArray_TYPE(a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(a)):
-        raise TypeError(f"{name}: dtype {a.dtype}, expected float32 or float64 in native byte order")
+    if cnp.PyArray_TYPE(a) not in NUMBERS or not cnp.PyArray_ISNOTSWAPPED(a):
+        raise TypeError(f"{name}: dtype {a.dtype}, expected float32, float64, complex64 or complex128 in native byte "
+                        "order")
     if not cnp.PyArray_ISWRITEABLE(a):
         raise ValueError(f"{name}: read-only, expected a writable array, because it is updated in place")
     if not cnp.PyArray_IS_C_CONTIGUOUS(a) and not cnp.PyArray_IS_F_CONTIGUOUS(a):
         raise ValueError(f"{name}: strides {(<object>a).strides} with shape {shape_of(a)}, expected a C- or F-contiguous array")
     if not cnp.PyArray_ISALIGNED(a):
-        raise ValueError(f"{name}: misaligned memory, expected an address that is a multiple of {a.itemsize}")
+        raise ValueError(f"{name}: misaligned memory, expected an address that is a multiple of {a.dtype.alignment}")
     return 0
 
 
-cdef void place(Item *item, cnp.ndarray w, cnp.ndarray v, int group) noexcept:
-    """Fill in what stays of an item; its `shape` and `strides` already point to room for the axes."""
+cdef int describe(Item *item, cnp.ndarray w, int group) except -1:
+    """Fill in what stays of an item, but for its state; its `shape` and `strides` already point to room for the axes."""
     cdef bint c_order = cnp.PyArray_IS_C_CONTIGUOUS(w)
     cdef int axis
     item.w = <char *>cnp.PyArray_DATA(w)
-    item.v = <char *>cnp.PyArray_DATA(v)
     item.n = cnp.PyArray_SIZE(w)
     item.itemsize = <int>cnp.PyArray_ITEMSIZE(w)
     item.type_num = cnp.PyArray_TYPE(w)
-    item.dtype = RMSFAST_FLOAT32 if item.type_num == cnp.NPY_FLOAT else RMSFAST_FLOAT64
+    item.dtype, item.reals = NUMBERS[item.type_num]
     item.layout = cnp.NPY_ARRAY_ALIGNED | (cnp.NPY_ARRAY_C_CONTIGUOUS if c_order else cnp.NPY_ARRAY_F_CONTIGUOUS)
     item.group = group
     item.ndim = cnp.PyArray_NDIM(w)
     for axis in range(item.ndim):
         item.shape[axis] = cnp.PyArray_DIMS(w)[axis]
+    item.row = item.n // item.shape[0] if item.n > 0 and item.ndim > 0 else item.n
+    return 0
 
 
 cdef inline bint same_dtype(const Item *item, cnp.ndarray a) noexcept:
@@ -421,7 +659,7 @@ cdef inline int check_unmoved(const Item *item, cnp.ndarray w, Line line, Py_ssi
 
 
 cdef str dtype_name(const Item *item):
-    return "float32" if item.dtype == RMSFAST_FLOAT32 else "float64"
+    return f"{'float' if item.reals == 1 else 'complex'}{8 * item.itemsize}"
 
 
 cdef tuple expected_shape(const Item *item):
@@ -433,31 +671,39 @@ cdef int aim(Item *item, cnp.ndarray g, const Span *spans, Py_ssize_t count, Lin
 
     No Python code runs here, unless to raise: whatever was checked stays as it is until the step is done with it.
     """
-    cdef size_t start = <size_t>cnp.PyArray_DATA(g), stop = start + item.itemsize
-    cdef Py_ssize_t reach
-    cdef int axis
+    cdef Span reach
+    item.rows = NULL
+    item.active = item.n
+    item.clip_factor = 1
+    item.direct = True
     if not same_dtype(item, g):
         raise TypeError(f"{label(line, 'grads', i)}: dtype {g.dtype}, expected {dtype_name(item)}, as the parameter")
     if not same_shape(item, g):
         raise ValueError(f"{label(line, 'grads', i)}: shape {shape_of(g)}, expected {expected_shape(item)}")
-    item.direct = True
     if item.n == 0:
         return 0
     item.direct = cnp.PyArray_FLAGS(g) & item.layout == item.layout
-    if item.direct:
-        stop = start + item.n * item.itemsize
-    else:
+    reach = reach_of(g)
+    refuse_shared(item, g, &reach, spans, count, line, i)
+    if not item.direct:
         for axis in range(item.ndim):
             item.strides[axis] = cnp.PyArray_STRIDES(g)[axis]
-            reach = item.strides[axis] * (item.shape[axis] - 1)
-            if reach < 0:
-                start += reach
-            else:
-                stop += reach
-    if overlap(spans, count, start, stop) != NULL:
-        refuse_shared(item, start, stop, spans, count, line, i)
-    item.g = <const char *>cnp.PyArray_DATA(g)
+    item.g = <char *>cnp.PyArray_DATA(g)
     return 0
+
+
+cdef Span reach_of(cnp.ndarray a) noexcept:
+    """The memory between the lowest and the highest byte of an array that is not empty."""
+    cdef Span reach = Span(<size_t>cnp.PyArray_DATA(a), <size_t>cnp.PyArray_DATA(a) + cnp.PyArray_ITEMSIZE(a), 0)
+    cdef Py_ssize_t along
+    cdef int axis
+    for axis in range(cnp.PyArray_NDIM(a)):
+        along = cnp.PyArray_STRIDES(a)[axis] * (cnp.PyArray_DIMS(a)[axis] - 1)
+        if along < 0:
+            reach.start += along
+        else:
+            reach.stop += along
+    return reach
 
 
 cdef const Span *overlap(const Span *spans, Py_ssize_t count, size_t start, size_t stop) noexcept:
@@ -472,18 +718,163 @@ cdef const Span *overlap(const Span *spans, Py_ssize_t count, size_t start, size
     return &spans[low] if low < count and spans[low].start < stop else NULL
 
 
-cdef int refuse_shared(const Item *item, size_t start, size_t stop, const Span *spans, Py_ssize_t count, Line line,
+cdef int refuse_shared(const Item *item, cnp.ndarray g, const Span *reach, const Span *spans, Py_ssize_t count, Line line,
                        Py_ssize_t i) except -1:
-    """Raise if a gradient that reaches from start to stop shares memory with a span. One that merely strides over a
-    span, such as a column of a table that holds a parameter in another column, does not."""
-    cdef const Span *span = overlap(spans, count, start, stop)
-    cdef size_t unseen = start
+    """Raise if a gradient shares memory with a span. One that merely strides over a span, such as a column of a table
+    that holds a parameter in another column, does not."""
+    cdef const Span *span = overlap(spans, count, reach.start, reach.stop)
     while span != NULL:
-        if item.direct or rmsfast_strides_into(span.start - start, span.stop - start, item.itemsize, item.ndim,
-                                               item.shape, item.strides):
+        if cnp.PyArray_IS_C_CONTIGUOUS(g) or cnp.PyArray_IS_F_CONTIGUOUS(g) or rmsfast_strides_into(
+                span.start - reach.start, span.stop - reach.start, item.itemsize, cnp.PyArray_NDIM(g),
+                <const Py_ssize_t *>cnp.PyArray_DIMS(g), <const Py_ssize_t *>cnp.PyArray_STRIDES(g)):
             raise ValueError(f"{label(line, 'grads', i)}: shares memory with {owner_of(line, span)}: pass a copy")
-        unseen = span.stop
-        span = overlap(spans, count, unseen, stop)
+        span = overlap(spans, count, span.stop, reach.stop)
+    return 0
+
+
+# ---- Gradients by rows ----
+
+@cython.final
+cdef class SummedRows:
+    """The gradient of some rows of a parameter, each row once: where rows were given more than once, their sum.
+
+    Parameters
+    ----------
+    name : str
+        What messages call the gradient.
+    w : ndarray
+        The parameter.
+    indices : array-like of integers, shape (k,)
+        Which rows of w; they are copied before anything is looked at.
+    given : ndarray, shape (k, \*w.shape[1:])
+        Their gradients. Repeated rows are summed in the order in which they appear, in w's type.
+    """
+    cdef readonly cnp.ndarray given
+    cdef readonly cnp.ndarray indices   # distinct, in the order in which they first appear
+    cdef cnp.ndarray rows               # each row given, its elements in the order in which w's lie
+    cdef cnp.ndarray sums               # of the rows that repeat
+    cdef const char **grads             # where each distinct row is
+    cdef Py_ssize_t count               # of distinct rows
+    cdef Py_ssize_t limit               # the rows of w
+    cdef bint c_order                   # of w
+
+    def __cinit__(self, str name, cnp.ndarray w not None, indices, cnp.ndarray given not None):
+        cdef Py_ssize_t n, k
+        asked = np.array(indices)
+        if asked.size == 0 and not isinstance(indices, np.ndarray):
+            asked = asked.astype(np.intp)
+        if asked.dtype.kind not in "iu":
+            raise TypeError(f"{name}.indices: dtype {asked.dtype}, expected integers")
+        if asked.ndim != 1:
+            raise ValueError(f"{name}.indices: shape {asked.shape}, expected one axis")
+        if cnp.PyArray_NDIM(w) == 0:
+            raise ValueError(f"{name}: rows, expected an array without any axis, as the parameter")
+        if given.dtype != w.dtype or not cnp.PyArray_ISNOTSWAPPED(given):
+            raise TypeError(f"{name}.values: dtype {given.dtype}, expected {w.dtype}, as the parameter")
+        expected = (len(asked), *shape_of(w)[1:])
+        if shape_of(given) != expected:
+            raise ValueError(f"{name}.values: shape {shape_of(given)}, expected {expected}: a row for each index")
+        self.given = given
+        self.c_order = cnp.PyArray_IS_C_CONTIGUOUS(w)
+        self.limit = cnp.PyArray_DIMS(w)[0]
+        in_order = given if self.c_order else given.transpose(0, *range(given.ndim - 1, 0, -1))
+        self.rows = np.require(in_order, requirements=["C_CONTIGUOUS", "ALIGNED"])
+
+        n = len(asked)
+        rows = asked.astype(np.intp, copy=False)
+        numbers = np.empty(n, np.intp)
+        table = np.zeros(1 << (2 * n).bit_length(), np.intp)
+        self.count = rmsfast_distinct(indices_in(numbers), indices_in(rows), n, self.limit, indices_in(table), table.size)
+        if self.count < 0:
+            k = -1 - self.count
+            raise ValueError(f"{name}.indices[{k}]: {asked[k]}, expected a row from 0 to {self.limit - 1}")
+        self.grads = <const char **>calloc(self.count, sizeof(char *))
+        self.indices = np.empty(self.count, np.intp)
+        self.sum_rows(indices_in(rows), indices_in(numbers), n)
+
+    def __dealloc__(self):
+        PyMem_Free(self.grads)
+
+    cdef int sum_rows(self, const Py_ssize_t *rows, const Py_ssize_t *numbers, Py_ssize_t n) except -1:
+        """Find where the gradient of each distinct row is, and sum those that repeat."""
+        cdef Py_ssize_t i, k, size = cnp.PyArray_NBYTES(self.rows) // n if n > 0 else 0, repeated = 0
+        cdef Py_ssize_t *distinct = indices_in(self.indices)
+        cdef char *first = <char *>cnp.PyArray_DATA(self.rows)
+        cdef char *sums
+        cdef rmsfast_fpmode mode
+        seen = np.zeros(self.count, np.uint8)
+        cdef cnp.uint8_t *times = <cnp.uint8_t *>cnp.PyArray_DATA(seen)
+        for i in range(n):
+            k = numbers[i]
+            repeated += times[k] == 1
+            if times[k] < 2:
+                times[k] += 1
+            if times[k] == 1:
+                distinct[k] = rows[i]
+                self.grads[k] = first + i * size
+        if repeated == 0:
+            return 0
+        self.sums = np.empty(repeated * size, np.uint8)
+        sums = <char *>cnp.PyArray_DATA(self.sums)
+        mode = rmsfast_fpmode_enter()
+        for i in range(n):
+            k = numbers[i]
+            if times[k] < 2:
+                continue
+            if self.grads[k] == first + i * size:
+                memcpy(sums, self.grads[k], size)
+                self.grads[k] = sums
+                sums += size
+            elif cnp.PyArray_TYPE(self.rows) in (cnp.NPY_FLOAT, cnp.NPY_CFLOAT):
+                add_float32(<float *>self.grads[k], <const float *>(first + i * size), size // sizeof(float))
+            else:
+                add_float64(<double *>self.grads[k], <const double *>(first + i * size), size // sizeof(double))
+        rmsfast_fpmode_leave(mode)
+        return 0
+
+    cdef cnp.ndarray values(self):
+        """The distinct rows as an array, as if w were in C order."""
+        cdef Py_ssize_t k, size = cnp.PyArray_ITEMSIZE(self.rows)
+        shape = shape_of(self.rows)[1:]
+        for axis in shape:
+            size *= axis
+        rows = np.empty((self.count, *shape), self.rows.dtype)
+        for k in range(self.count):
+            memcpy(<char *>cnp.PyArray_DATA(rows) + k * size, self.grads[k], size)
+        return rows if self.c_order else rows.transpose(0, *range(rows.ndim - 1, 0, -1))
+
+
+cdef inline Py_ssize_t *indices_in(cnp.ndarray a) noexcept:
+    return <Py_ssize_t *>cnp.PyArray_DATA(a)
+
+
+cdef void add_float32(float *total, const float *row, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        total[i] += row[i]
+
+
+cdef void add_float64(double *total, const double *row, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        total[i] += row[i]
+
+
+cdef int aim_at_rows(Item *item, SummedRows g, const Span *spans, Py_ssize_t count, Line line, Py_ssize_t i) except -1:
+    """As `aim`. The rows were checked when they were summed; here, that this was done for a parameter such as this."""
+    cdef Span reach
+    if (not same_dtype(item, g.rows) or g.limit != item.shape[0] or g.c_order != in_c_order(item)
+            or cnp.PyArray_SIZE(g.rows) != cnp.PyArray_DIMS(g.rows)[0] * item.row):
+        raise ValueError(f"{label(line, 'grads', i)}: rows of another parameter, expected rows of this one")
+    item.rows = indices_in(g.indices)
+    item.row_grads = g.grads
+    item.active = g.count * item.row
+    item.clip_factor = 1
+    item.direct = False
+    if item.active > 0:
+        reach = reach_of(g.given)
+        refuse_shared(item, g.given, &reach, spans, count, line, i)
+        item.g = <char *>g.grads[0]
     return 0
 
 
@@ -497,6 +888,39 @@ cdef cnp.ndarray zeros_beside(cnp.ndarray w):
     return flat.reshape(shape_of(w), order="C" if cnp.PyArray_IS_C_CONTIGUOUS(w) else "F")
 
 
+cdef cnp.ndarray new_square_avg(cnp.ndarray w, double start):
+    """The array v at the start; of complex numbers, both parts."""
+    v = zeros_beside(w)
+    if start != 0:
+        v[...] = start if NUMBERS[cnp.PyArray_TYPE(w)][1] == 1 else complex(start, start)
+    return v
+
+
+cdef list NONFINITE = ["propagate", "raise", "skip"]
+
+
+cdef rmsfast_settings as_struct(dict s) except *:
+    """A group's settings for the stages; those of a schedule are numbers by now."""
+    cdef rmsfast_settings settings
+    settings.lr = s["lr"]
+    settings.beta = s["beta"]
+    settings.eps = s["eps"]
+    settings.momentum = s["momentum"]
+    settings.weight_decay = s["weight_decay"]
+    settings.clip_value = INFINITY if s["clip_value"] is None else s["clip_value"]
+    settings.clip_norm = INFINITY if s["clip_norm"] is None else s["clip_norm"]
+    settings.clip_global_norm = INFINITY if s["clip_global_norm"] is None else s["clip_global_norm"]
+    settings.nesterov = <bint>s["nesterov"]
+    settings.centered = <bint>s["centered"]
+    settings.decoupled_weight_decay = <bint>s["decoupled_weight_decay"]
+    settings.eps_inside_sqrt = <bint>s["eps_inside_sqrt"]
+    settings.lr_in_momentum = <bint>s["lr_in_momentum"]
+    settings.bias_correction = <bint>s["bias_correction"]
+    settings.maximize = <bint>s["maximize"]
+    settings.nonfinite = NONFINITE.index(s["nonfinite"])
+    return settings
+
+
 @cython.final
 cdef class Line:
     """The parameters of an optimizer in a row, group by group, with their state. A longer line takes the place of a
@@ -505,14 +929,22 @@ cdef class Line:
     cdef readonly tuple keys            # of the parameters: names, or else 0, 1, 2, …
     cdef readonly bint named
     cdef readonly bint single           # one array, given as itself
-    cdef list params, square_avgs
+    cdef readonly list params
+    cdef list states                    # of each parameter, a list of STATE_ARRAYS arrays, with None where there is none
     cdef Py_ssize_t count
     cdef Item *items
     cdef Py_ssize_t *axes               # room for the shape and strides of every item
     cdef Span *spans                    # of all memory that steps write, sorted
     cdef Py_ssize_t n_spans
+    cdef Span *reaches                  # of the gradients, where they are to be set to zero
     cdef rmsfast_settings *settings     # by group
-    cdef bint gathers                   # this step has a gradient that does not lie as its parameter does
+    cdef list values                    # the same as dicts
+    cdef bint measures                  # a group asks for norms or for nonfinite elements, …
+    cdef bint measures_all              # … or for the norm of all gradients
+    cdef rmsfast_block *blocks          # room for what is measured, …
+    cdef Py_ssize_t room_of_blocks      # … for so many, …
+    cdef Py_ssize_t n_blocks            # … of which this step needs these
+    cdef bint plain                     # all gradients of this step lie as their parameters do
     cdef bint warm                      # a step has touched the state before
 
     def __cinit__(self, Line shorter, list groups, bint single):
@@ -527,30 +959,36 @@ cdef class Line:
         self.name()
         for i in range(kept, self.count):
             check_updatable(label(self, "params", i), self.params[i])
-        self.square_avgs = [] if shorter is None else list(shorter.square_avgs)
-        self.square_avgs += [zeros_beside(w) for w in self.params[kept:]]
         for w in self.params:
             room += 2 * cnp.PyArray_NDIM(w)
         group_of = [g for g, group in enumerate(self.groups) for _ in group["params"]]
 
         self.settings = <rmsfast_settings *>calloc(len(self.groups), sizeof(rmsfast_settings))
         self.items = <Item *>calloc(self.count, sizeof(Item))
+        self.reaches = <Span *>calloc(self.count, sizeof(Span))
         self.axes = axes = <Py_ssize_t *>calloc(room, sizeof(Py_ssize_t))
         for i in range(self.count):
             w = self.params[i]
             self.items[i].shape = axes
             self.items[i].strides = axes + cnp.PyArray_NDIM(w)
             axes += 2 * cnp.PyArray_NDIM(w)
-            place(&self.items[i], w, self.square_avgs[i], group_of[i])
+            describe(&self.items[i], w, group_of[i])
             if i < kept:
                 self.items[i].steps = shorter.items[i].steps
-        self.lay_spans()
+        states = [] if shorter is None else shorter.states.copy()
+        for i in range(kept, self.count):
+            square_avg = new_square_avg(self.params[i], self.groups[group_of[i]]["initial_square_avg"])
+            states.append([square_avg, None, None])
+        self.take_states(states)
+        self.complete_states(self.groups)
 
     def __dealloc__(self):
         PyMem_Free(self.items)
         PyMem_Free(self.axes)
         PyMem_Free(self.spans)
+        PyMem_Free(self.reaches)
         PyMem_Free(self.settings)
+        PyMem_Free(self.blocks)
 
     cdef int name(self) except -1:
         """Find the keys: names in all groups, or in none; a group without parameters does not matter."""
@@ -565,24 +1003,66 @@ cdef class Line:
             raise ValueError(f"params[{twice!r}]: a name of two parameters, expected one name for each")
         return 0
 
-    cdef int lay_spans(self) except -1:
-        """Sort all memory that steps write, and refuse parameters that share some."""
-        cdef Py_ssize_t i, nbytes
+    cdef int complete_states(self, groups) except -1:
+        """Make, as zeros, what the settings of the groups ask for and is not there yet."""
+        cdef Py_ssize_t i, k
+        states = None
+        for i in range(self.count):
+            group = groups[self.items[i].group]
+            for k, wanted in ((GRAD_AVG, group["centered"]), (MOMENTUM_BUFFER, group["momentum"] != 0)):
+                if wanted and self.states[i][k] is None:
+                    if states is None:
+                        states = [state.copy() for state in self.states]
+                    states[i][k] = zeros_beside(self.params[i])
+        if states is not None:
+            self.take_states(states)
+        return 0
+
+    cdef int take_states(self, list states) except -1:
+        """Work on these state arrays from now on, or raise and keep those from before.
+
+        Sorts all memory that steps write, and refuses parameters that share some.
+        """
+        cdef Py_ssize_t i, k, nbytes
+        cdef Span *spans
         found = []
         for i in range(self.count):
             nbytes = self.items[i].n * self.items[i].itemsize
-            if nbytes > 0:
-                found.append((<size_t>self.items[i].w, 2 * i, nbytes))
-                found.append((<size_t>self.items[i].v, 2 * i + 1, nbytes))
+            for k, a in enumerate([self.params[i], *states[i]]):
+                if nbytes > 0 and a is not None:
+                    found.append((<size_t>cnp.PyArray_DATA(a), <size_t>cnp.PyArray_DATA(a) + nbytes, OWNERS * i + k))
         found.sort()
-        self.spans = <Span *>calloc(len(found), sizeof(Span))
+        for (_, stop, first), (start, _, second) in zip(found, found[1:]):
+            if stop > start:
+                first, second = sorted([first // OWNERS, second // OWNERS])
+                raise ValueError(f"{label(self, 'params', second)}: shares memory with {label(self, 'params', first)}, "
+                                 "expected each parameter once")
+        spans = <Span *>calloc(len(found), sizeof(Span))
+        for i, (start, stop, owner) in enumerate(found):
+            spans[i] = Span(start, stop, owner)
+        PyMem_Free(self.spans)
+        self.spans = spans
         self.n_spans = len(found)
-        for i, (start, owner, nbytes) in enumerate(found):
-            self.spans[i] = Span(start, <size_t>start + nbytes, owner)
-            if i > 0 and self.spans[i - 1].stop > self.spans[i].start:
-                first, second = sorted([self.spans[i - 1].owner, self.spans[i].owner])
-                raise ValueError(f"{label(self, 'params', second // 2)}: shares memory with "
-                                 f"{label(self, 'params', first // 2)}, expected each parameter once")
+        self.states = states
+        self.warm = False
+        for i in range(self.count):
+            for k, a in enumerate(states[i]):
+                self.items[i].state[k] = NULL if a is None else <char *>cnp.PyArray_DATA(a)
+        return 0
+
+    cdef int take_settings(self, list values) except -1:
+        """Go by these settings from now on, one dict for each group, or raise and keep those from before."""
+        cdef Py_ssize_t i
+        cdef const rmsfast_settings *s
+        new = [as_struct(settings) for settings in values]
+        self.complete_states(values)
+        self.values = values
+        self.measures = self.measures_all = False
+        for i, settings in enumerate(new):
+            self.settings[i] = settings
+            s = &self.settings[i]
+            self.measures |= asks_for_measures(s)
+            self.measures_all |= s.clip_global_norm != INFINITY
         return 0
 
     cdef bint collect(self, grads) except -1:
@@ -613,9 +1093,9 @@ cdef class Line:
         return True
 
     cdef inline bint keep(self, Py_ssize_t i, PyObject *g) noexcept:
-        """Keep one gradient, unless it is None. False if it is no ndarray, or one of a subclass."""
+        """Keep one gradient, unless it is None. False if it is no ndarray, or one of a subclass, and no `SummedRows`."""
         if g != <PyObject *>None:
-            if not is_exact_array(g):
+            if not is_exact_array(g) and type(<object>g) is not SummedRows:
                 return False
             Py_INCREF(<object>g)
             self.items[i].grad = g
@@ -631,16 +1111,56 @@ cdef class Line:
         cdef Item *item
         for i in range(self.count):     # first, since the spans are right only if no parameter moved
             check_unmoved(&self.items[i], <cnp.ndarray>PyList_GET_ITEM(self.params, i), self, i)
-        self.gathers = False
+        self.plain = True
+        self.n_blocks = 0
         for i in range(self.count):
             item = &self.items[i]
             item.g = NULL
             if item.grad != NULL:
-                aim(item, <cnp.ndarray>item.grad, self.spans, self.n_spans, self, i)
-                self.gathers |= not item.direct
-                end += item.n * item.itemsize
+                if is_exact_array(item.grad):
+                    aim(item, <cnp.ndarray>item.grad, self.spans, self.n_spans, self, i)
+                else:
+                    aim_at_rows(item, <SummedRows>item.grad, self.spans, self.n_spans, self, i)
+                self.plain &= item.direct
+                end += item.active * item.itemsize
+                item.first_block = self.n_blocks
+                self.n_blocks += blocks_of(item)
             item.end = end
         return 0
+
+    cdef bint check_erasable(self) except -1:
+        """Refuse gradients that cannot be set to zero: read-only ones, and ones that share memory with each other.
+
+        Returns whether Python code may have run.
+        """
+        cdef Py_ssize_t i, j, n = 0
+        cdef cnp.ndarray g
+        ran = False
+        for i in range(self.count):
+            if self.items[i].grad == NULL:
+                continue
+            g = memory_of(self.items[i].grad)
+            if not cnp.PyArray_ISWRITEABLE(g):
+                raise ValueError(f"{label(self, 'grads', i)}: read-only, expected a writable array, because zero_grads "
+                                 "sets it to zero")
+            if cnp.PyArray_SIZE(g) > 0:
+                if folds(g):
+                    raise ValueError(f"{label(self, 'grads', i)}: strides {(<object>g).strides} with shape {shape_of(g)}, "
+                                     "expected elements that share no memory, because zero_grads sets them to zero")
+                self.reaches[n] = reach_of(g)
+                self.reaches[n].owner = i
+                n += 1
+        qsort(self.reaches, n, sizeof(Span), &by_start)
+        for i in range(n):
+            for j in range(i + 1, n):
+                if self.reaches[j].start >= self.reaches[i].stop:
+                    break
+                ran = True
+                first, second = sorted([self.reaches[i].owner, self.reaches[j].owner])
+                if shares_memory(<object>self.items[first].grad, <object>self.items[second].grad):
+                    raise ValueError(f"{label(self, 'grads', second)}: shares memory with {label(self, 'grads', first)}, "
+                                     "expected memory of its own, because zero_grads sets it to zero")
+        return ran
 
     cdef void let_go(self) noexcept:
         """Drop the references to the gradients."""
@@ -652,11 +1172,67 @@ cdef class Line:
                 self.items[i].grad = NULL
                 Py_DECREF(<object>g)
 
-    cdef void count_step(self) noexcept:
+    cdef int make_room_for_blocks(self) except -1:
+        if self.n_blocks > self.room_of_blocks:
+            blocks = calloc(self.n_blocks, sizeof(rmsfast_block))
+            PyMem_Free(self.blocks)
+            self.blocks = <rmsfast_block *>blocks
+            self.room_of_blocks = self.n_blocks
+        return 0
+
+    cdef int conclude(self, Work *work) noexcept:
+        """Set the factors that clip, from what was measured. Returns the strictest answer to nonfinite elements that
+        there are: RMSFAST_PROPAGATE, that is to go on, RMSFAST_SKIP or RMSFAST_RAISE."""
+        cdef rmsfast_fpmode mode = rmsfast_fpmode_enter()
+        cdef rmsfast_block measure
+        cdef const rmsfast_settings *s
+        cdef Item *item
+        cdef double squares = 0, norm
+        cdef Py_ssize_t i, nonfinite = 0
+        cdef int answer = RMSFAST_PROPAGATE
+        for i in range(self.count):
+            item = &self.items[i]
+            s = &self.settings[item.group]
+            if item.g == NULL or not (self.measures_all or asks_for_measures(s)):
+                continue
+            measure = measure_of(work, item)
+            squares += measure.squares
+            nonfinite += measure.nonfinite
+            item.nonfinite = measure.nonfinite
+            if measure.nonfinite > 0 and s.nonfinite != RMSFAST_PROPAGATE and answer != RMSFAST_RAISE:
+                answer = s.nonfinite
+            if s.clip_norm != INFINITY:
+                norm = sqrt(measure.squares)
+                if isinf(norm) and measure.nonfinite == 0:
+                    norm = norm_after_overflow(work, item)
+                item.clip_factor = factor(norm, s.clip_norm)
+        if self.measures_all and answer == RMSFAST_PROPAGATE:
+            norm = sqrt(squares)
+            if isinf(norm) and nonfinite == 0:
+                norm = norm_after_overflow(work, NULL)
+            for i in range(self.count):
+                s = &self.settings[self.items[i].group]
+                if s.clip_global_norm != INFINITY:
+                    self.items[i].clip_factor = factor(norm, s.clip_global_norm)
+        rmsfast_fpmode_leave(mode)
+        return answer
+
+    cdef int refuse_nonfinite(self) except -1:
+        """Raise for the first parameter whose gradient has nonfinite elements and that wants it so."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if (self.items[i].grad != NULL and self.items[i].nonfinite > 0
+                    and self.settings[self.items[i].group].nonfinite == RMSFAST_RAISE):
+                raise FloatingPointError(f"{label(self, 'grads', i)}: {self.items[i].nonfinite} of {self.items[i].active} "
+                                         "elements are infinite or NaN, expected finite numbers (nonfinite='raise')")
+        return 0
+
+    cdef int count_step(self) noexcept:
         """Count this step for each parameter that has a gradient."""
         cdef Py_ssize_t i
         for i in range(self.count):
             self.items[i].steps += self.items[i].grad != NULL
+        return 0
 
     cdef Py_ssize_t most_steps(self) noexcept:
         """The largest step count of all parameters."""
@@ -665,16 +1241,85 @@ cdef class Line:
             most = max(most, self.items[i].steps)
         return most
 
-    cdef int apply(self, rule) except -1:
-        """Let a Python function do what the kernel does: rule(w, v, g, lr, beta, eps) on flat views."""
+    cdef int apply(self, rule, double grad_scale) except -1:
+        """Let a Python function do what the kernel does. Returns the answer to nonfinite elements, as `conclude`.
+
+        It is called with a tuple for each parameter that has a gradient, and with the scale. The tuple holds the
+        settings, the step's number, and w, v, m, b and g as flat arrays of real numbers. It works in place and returns,
+        for each of them, how many nonfinite elements kept it from doing anything.
+        """
         cdef Py_ssize_t i
-        cdef const rmsfast_settings *s
+        cdef int answer = RMSFAST_PROPAGATE, wanted
+        cdef Item *item
+        stepping = [i for i in range(self.count) if self.items[i].grad != NULL]
+        parameters = []
+        for i in stepping:
+            item = &self.items[i]
+            g = <object>item.grad
+            arrays = [self.params[i], *self.states[i]]
+            if isinstance(g, SummedRows):
+                arrays = [None if a is None else a[(<SummedRows>g).indices] for a in arrays]
+                g = (<SummedRows>g).values()
+            flat = [None if a is None else in_memory_order(item, a) for a in [*arrays, g]]
+            parameters.append((self.values[item.group], item.steps + 1, *flat))
+        for i, nonfinite in zip(stepping, rule(parameters, grad_scale)):
+            self.items[i].nonfinite = nonfinite
+            wanted = self.settings[self.items[i].group].nonfinite
+            if nonfinite > 0 and answer != RMSFAST_RAISE:
+                answer = wanted
+        if answer == RMSFAST_PROPAGATE:
+            for i, (_, _, *flat, _) in zip(stepping, parameters):
+                g = <object>self.items[i].grad
+                if isinstance(g, SummedRows):
+                    for a, rows in zip([self.params[i], *self.states[i]], flat):
+                        if a is not None:
+                            put_rows(&self.items[i], a, (<SummedRows>g).indices, rows)
+        return answer
+
+    cdef int erase_gradients(self, bint rows_only) except -1:
+        """Set to zero what a step has not: the gradients by rows, or all of them."""
+        cdef Py_ssize_t i
+        cdef PyObject *g
         for i in range(self.count):
-            if self.items[i].grad != NULL:
-                s = &self.settings[self.items[i].group]
-                arrays = self.params[i], self.square_avgs[i], <object>self.items[i].grad
-                rule(*in_memory_order(&self.items[i], arrays), s.lr, s.beta, s.eps)
+            g = self.items[i].grad
+            if g != NULL and not (rows_only and is_exact_array(g)):
+                memory_of(g)[...] = 0
         return 0
+
+
+cdef cnp.ndarray memory_of(PyObject *g):
+    """The array that a user gave for a gradient."""
+    return <cnp.ndarray>g if is_exact_array(g) else (<SummedRows>g).given
+
+
+cdef bint folds(cnp.ndarray a) noexcept:
+    """Whether elements of an array that is not empty may share memory with each other."""
+    cdef int ndim = cnp.PyArray_NDIM(a), axis, other
+    cdef Py_ssize_t stride, reach
+    for axis in range(ndim):
+        if cnp.PyArray_DIMS(a)[axis] == 1:
+            continue
+        stride = abs(cnp.PyArray_STRIDES(a)[axis])
+        reach = cnp.PyArray_ITEMSIZE(a)
+        for other in range(ndim):       # what the axes reach that are no slower than this one
+            if other != axis and abs(cnp.PyArray_STRIDES(a)[other]) <= stride:
+                reach += abs(cnp.PyArray_STRIDES(a)[other]) * (cnp.PyArray_DIMS(a)[other] - 1)
+        if stride < reach:
+            return True
+    return False
+
+
+cdef int by_start(const void *a, const void *b) noexcept nogil:
+    cdef size_t first = (<const Span *>a).start, second = (<const Span *>b).start
+    return -1 if first < second else first > second
+
+
+cdef bint shares_memory(g, h) except -1:
+    """Whether two gradients share memory; True where that would take long to find out."""
+    try:
+        return np.shares_memory(memory_of(<PyObject *>g), memory_of(<PyObject *>h), max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
 
 
 cdef void *calloc(Py_ssize_t count, size_t size) except NULL:
@@ -685,10 +1330,17 @@ cdef void *calloc(Py_ssize_t count, size_t size) except NULL:
     return memory
 
 
-cdef list in_memory_order(const Item *item, tuple arrays):
-    """Flat views of arrays, with the elements in the order in which the item's lie in memory; a copy where needed."""
-    order = "C" if item.layout & cnp.NPY_ARRAY_C_CONTIGUOUS else "F"
-    return [np.asarray(a).reshape(-1, order=order) for a in arrays]
+cdef cnp.ndarray in_memory_order(const Item *item, a):
+    """An array's numbers in the order in which the item's lie in memory, flat; a copy where needed."""
+    flat = np.asarray(a).reshape(-1, order="C" if in_c_order(item) else "F")
+    return flat.view(flat.real.dtype)
+
+
+cdef int put_rows(const Item *item, cnp.ndarray a, cnp.ndarray indices, cnp.ndarray numbers) except -1:
+    """Put the numbers of some rows, as `in_memory_order` has them, where they belong."""
+    shape = (len(indices), *shape_of(a)[1:])
+    a[indices] = numbers.view(a.dtype).reshape(shape, order="C" if in_c_order(item) else "F")
+    return 0
 
 
 @cython.final
@@ -707,17 +1359,18 @@ cdef class Plan:
         Raised whenever the settings have to be read again.
     read_settings : callable
         Called with the groups and the number of steps taken so far. Returns a bool, whether to ask again at every step,
-        and for each group a tuple of floats (lr, beta, eps).
+        and for each group a dict of its settings, with a number for a schedule.
     num_threads : int or None
         None follows `get_num_threads`.
     rule : callable or None
-        A Python function in the kernel's place: rule(w, v, g, lr, beta, eps), on flat views.
+        A Python function in the kernel's place: see `Line.apply`.
     """
     cdef PyThread_type_lock lock
     cdef bint busy
     cdef unsigned long owner            # while busy: the thread that holds the lock
     cdef readonly Line line
     cdef readonly Py_ssize_t steps      # taken, whichever parameters had gradients
+    cdef public Py_ssize_t skipped      # for their nonfinite gradients
     cdef Flag changed
     cdef bint scheduled
     cdef object read_settings
@@ -753,7 +1406,7 @@ cdef class Plan:
         PyThread_release_lock(self.lock)
 
     def add_groups(self, list groups, bint single):
-        """Take more groups with state of zeros for their parameters, or raise and change nothing."""
+        """Take more groups with new state for their parameters, or raise and change nothing."""
         self.acquire()
         try:
             self.line = Line(self.line, groups, single)
@@ -761,14 +1414,22 @@ cdef class Plan:
         finally:
             self.release()
 
-    def step(self, grads):
+    def step(self, grads, grad_scale, zero_grads):
         """Take one step, or raise and change nothing.
 
-        Returns False, with nothing done, if `grads` is not in the common form: a list or tuple with an ndarray (of no
-        subclass) or None for each parameter, a dict of such by name, or the ndarray of a single parameter.
+        Returns False, with nothing done, if an argument is not in the common form: grads a list or tuple with an ndarray
+        (of no subclass), `SummedRows` or None for each parameter, a dict of such by name, or the ndarray of a single
+        parameter; grad_scale a finite float, not negative; zero_grads a bool.
         """
         cdef int most = most_threads(self.wanted_threads)
         cdef Line line
+        cdef Work work
+        if not PyFloat_CheckExact(grad_scale) or not (zero_grads is False or zero_grads is True):
+            return False
+        work.grad_scale = PyFloat_AS_DOUBLE(grad_scale)
+        work.zero_grads = zero_grads is True
+        if not 0 <= work.grad_scale < INFINITY:
+            return False
         self.acquire()
         line = self.line
         try:
@@ -778,27 +1439,51 @@ cdef class Plan:
             if self.changed.up or self.scheduled:
                 self.refresh()
                 line.verify()       # again, because Python code ran
-            if self.rule is None:
-                run(line.items, line.count, line.settings, most, line.warm and not line.gathers)
-                line.warm = True
-            else:
-                line.apply(self.rule)
-            line.count_step()
-            self.steps += 1
+            if work.zero_grads and line.check_erasable():
+                line.verify()
+            if line.measures:
+                line.make_room_for_blocks()
+            self.take(line, &work, most)
             return True
         finally:
             line.let_go()
             self.release()
 
+    cdef int take(self, Line line, Work *work, int most) except -1:
+        """Take a step for which everything was checked."""
+        cdef int answer = RMSFAST_PROPAGATE
+        work.items = line.items
+        work.count = line.count
+        work.settings = line.settings
+        work.measure_all = line.measures_all
+        work.shrink = 1
+        if self.rule is not None:
+            answer = line.apply(self.rule, work.grad_scale)
+        elif line.measures:
+            work.blocks = line.blocks
+            run(work, most, False)
+            answer = line.conclude(work)
+        if answer == RMSFAST_RAISE:
+            line.refuse_nonfinite()
+        elif answer == RMSFAST_SKIP:
+            self.skipped += 1
+        else:
+            if self.rule is None:
+                work.blocks = NULL
+                run(work, most, line.warm and line.plain)
+                line.warm = True
+            line.count_step()
+            self.steps += 1
+        if work.zero_grads:
+            line.erase_gradients(answer == RMSFAST_PROPAGATE and self.rule is None)
+        return 0
+
     cdef int refresh(self) except -1:
         """Read the settings of all groups, or raise and keep those from before."""
-        cdef Py_ssize_t i
-        cdef double lr, beta, eps
         self.changed.up = False
         try:
-            self.scheduled, settings = self.read_settings(self.line.groups, self.steps)
-            for i, (lr, beta, eps) in enumerate(settings):
-                self.line.settings[i] = rmsfast_settings(lr, beta, eps)
+            self.scheduled, values = self.read_settings(self.line.groups, self.steps)
+            self.line.take_settings(values)
         except BaseException:
             self.changed.up = True
             raise
@@ -809,74 +1494,113 @@ cdef class Plan:
         return self.wanted_threads or None
 
     def state(self):
-        """Return the line, and the key, step count and square average of each of its parameters.
+        """Return the line, and the key, step count and state arrays by name of each of its parameters.
 
-        The square averages are views: what is done to such an array, but for its elements, does nothing to ours.
+        The arrays are views: what is done to such an array, but for its elements, does nothing to ours.
         """
         cdef Line line = self.line
-        return line, [(line.keys[i], line.items[i].steps, line.square_avgs[i].view()) for i in range(line.count)]
+        return line, [
+            (key, line.items[i].steps, {name: a.view() for name, a in zip(STATE_NAMES, line.states[i]) if a is not None})
+            for i, key in enumerate(line.keys)
+        ]
 
-    def snapshot(self):
-        """Return what `state` returns with copies of the square averages, and the steps taken, all as of one moment."""
+    def snapshot(self, bint with_params=False):
+        """Return copies as of one moment: what `state` returns, the steps taken, and the parameters if asked for."""
         self.acquire()
         try:
             line, entries = self.state()
-            return line, [(key, steps, v.copy(order="K")) for key, steps, v in entries], self.steps
+            entries = [
+                (key, steps, {name: a.copy(order="K") for name, a in arrays.items()}) for key, steps, arrays in entries
+            ]
+            params = [np.asarray(w).copy(order="K") for w in (<Line>line).params] if with_params else None
+            return line, entries, self.steps, params
         finally:
             self.release()
 
-    def restore(self, Line line not None, list steps, list square_avgs, list settings, steps_taken):
-        """Take over what was checked against a line: step counts, square averages, perhaps this optimizer's own, each
-        group's settings, and the number of steps taken, or None for the largest step count."""
+    def restore(self, Line line not None, list steps, list states, list settings, steps_taken, params=None):
+        """Take over what was checked against a line: of each parameter its step count and a dict of its state arrays,
+        perhaps this optimizer's own; each group's settings; the number of steps taken, or None for the largest step
+        count; and perhaps the parameters."""
         cdef Py_ssize_t i
         self.acquire()
         try:
+            given = [[state.get(name) for name in STATE_NAMES] for state in states]
+            own = []
             for i in range(line.count):
-                start, stop = np.lib.array_utils.byte_bounds(square_avgs[i])
-                if overlap(line.spans, line.n_spans, start, stop) != NULL:
-                    square_avgs[i] = square_avgs[i].copy()
+                for k, a in enumerate(given[i]):
+                    if a is not None and shares_any(a, line.spans, line.n_spans):
+                        given[i][k] = a.copy()
+                own.append([
+                    None if a is None else zeros_beside(line.params[i]) if old is None else old
+                    for a, old in zip(given[i], self.line.states[i])
+                ])
+            own += self.line.states[line.count:]
+            self.line.take_states(own)
             for i in range(line.count):
                 self.line.items[i].steps = steps[i]
-                self.line.square_avgs[i][...] = square_avgs[i]
+                for a, old in zip(given[i], own[i]):
+                    if a is not None:
+                        old[...] = a
+                if params is not None:
+                    self.line.params[i][...] = params[i]
             for group, values in zip(line.groups, settings):
-                group.update(values)
+                group.set(values)
             self.steps = self.line.most_steps() if steps_taken is None else steps_taken
         finally:
             self.release()
+
+
+cdef bint shares_any(a, const Span *spans, Py_ssize_t count):
+    """Whether an array reaches over some memory that steps write."""
+    start, stop = np.lib.array_utils.byte_bounds(a)
+    return overlap(spans, count, start, stop) != NULL
 
 
 # ---- One array, with the user's own state ----
 
 def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not None,
            double lr, double beta, double eps, num_threads=None, rule=None):
-    """Update w and v in place. A `rule` takes the kernel's place. See `rmsfast.rmsprop_update`."""
+    """Update w and v in place. A `rule`, called with them and g as flat arrays of real numbers, takes the kernel's place.
+    See `rmsfast.rmsprop_update`."""
     cdef Item item
     cdef Span spans[2]
     cdef Py_ssize_t axes[2 * 64]        # NumPy's arrays have at most 64 axes
-    cdef rmsfast_settings settings = rmsfast_settings(lr, beta, eps)
+    cdef rmsfast_settings settings
+    cdef Work work
     cdef int most = most_threads(as_threads(num_threads))
     check_updatable("w", w)
     check_updatable("v", v)
+    memset(&item, 0, sizeof(item))
     item.shape = axes
     item.strides = axes + 64
-    place(&item, w, v, 0)
+    describe(&item, w, 0)
     if not same_dtype(&item, v):
         raise TypeError(f"v: dtype {v.dtype}, expected {dtype_name(&item)}, as w")
     if not same_shape(&item, v):
         raise ValueError(f"v: shape {shape_of(v)}, expected {shape_of(w)}, as w")
     if cnp.PyArray_FLAGS(v) & item.layout != item.layout:
         raise ValueError("v: memory order differs, expected that of w: both arrays in C order, or both in Fortran order")
+    item.state[SQUARE_AVG] = <char *>cnp.PyArray_DATA(v)
 
     cdef size_t nbytes = item.n * item.itemsize
-    cdef bint w_first = item.w < item.v
+    cdef bint w_first = item.w < item.state[SQUARE_AVG]
     spans[0 if w_first else 1] = Span(<size_t>item.w, <size_t>item.w + nbytes, 0)
-    spans[1 if w_first else 0] = Span(<size_t>item.v, <size_t>item.v + nbytes, 1)
+    spans[1 if w_first else 0] = Span(<size_t>item.state[SQUARE_AVG], <size_t>item.state[SQUARE_AVG] + nbytes, 1)
     if spans[0].stop > spans[1].start and nbytes > 0:
         raise ValueError("v: shares memory with w, expected memory of its own")
-    item.g = NULL
     aim(&item, g, spans, 2, None, 0)
     item.end = nbytes
-    if rule is None:
-        run(&item, 1, &settings, most, item.direct)
-    else:
-        rule(*in_memory_order(&item, (w, v, g)), lr, beta, eps)
+    if rule is not None:
+        rule(*[in_memory_order(&item, a) for a in (w, v, g)])
+        return
+    memset(&settings, 0, sizeof(settings))
+    settings.lr = lr
+    settings.beta = beta
+    settings.eps = eps
+    settings.clip_value = settings.clip_norm = settings.clip_global_norm = INFINITY
+    memset(&work, 0, sizeof(work))
+    work.items = &item
+    work.count = 1
+    work.settings = &settings
+    work.grad_scale = 1
+    run(&work, most, item.direct)

@@ -6,30 +6,85 @@ here is what happens when an optimizer is made, changed, saved or restored.
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from os import PathLike
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rmsfast import _kernel
+from rmsfast.rows import Rows, is_sparse, whole_rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # ---- Settings: what each may be, and how it reaches the kernel ----
 
-# The lowest and the highest value of each number that a parameter group holds.
-RANGES = {"lr": (0.0, np.inf), "beta": (0.0, 1.0), "eps": (0.0, np.inf)}
+
+class Number(NamedTuple):
+    """A setting that is a real number in a range, with or without its lowest value, or perhaps None."""
+
+    low: float = 0.0
+    high: float = np.inf
+    above: bool = False
+    optional: bool = False
+
+    def read(self, value: Any, label: str) -> Any:
+        """Return the value as a float, or raise; messages call it `label`."""
+        if value is None and self.optional:
+            return None
+        number = value if type(value) is float else as_float(value)
+        if number is not None and self.low <= number <= self.high and not (self.above and number == self.low):
+            return number
+        error = TypeError if number is None else ValueError
+        raise error(f"{label}: {value!r:.60}, expected {self}")
+
+    def __str__(self) -> str:
+        if self.high < np.inf:
+            return f"a number from {self.low:g} to {self.high:g}"
+        return f"a number {'>' if self.above else '≥'} {self.low:g}{' or None' if self.optional else ''}"
 
 
-def as_setting(name: str, value: Any, label: str | None = None) -> float:
-    """Return a setting's value as a float in its range, or raise; messages call it `label`, or else by its name."""
-    low, high = RANGES[name]
-    number = value if type(value) is float else as_float(value)
-    if number is not None and low <= number <= high:
-        return number
-    expected = f"expected a number ≥ {low:g}" if high == np.inf else f"expected a number from {low:g} to {high:g}"
-    error = TypeError if number is None else ValueError
-    raise error(f"{label or name}: {value!r:.60}, {expected}")
+class Choice(NamedTuple):
+    """A setting that is one of a few values."""
+
+    values: tuple[Any, ...]
+
+    def read(self, value: Any, label: str) -> Any:
+        """Return the value, or raise; messages call it `label`."""
+        given = bool(value) if isinstance(value, np.bool_) else value
+        for choice in self.values:
+            if isinstance(given, type(choice)) and given == choice:
+                return choice
+        error = ValueError if isinstance(value, type(self.values[0])) else TypeError
+        raise error(f"{label}: {value!r:.60}, expected {' or '.join(map(repr, self.values))}")
+
+
+SWITCH = Choice((False, True))
+LIMIT = Number(above=True, optional=True)
+
+# What a parameter group holds, and what each may be.
+SETTINGS: dict[str, Number | Choice] = {
+    "lr": Number(),
+    "beta": Number(high=1.0),
+    "eps": Number(),
+    "momentum": Number(),
+    "nesterov": SWITCH,
+    "centered": SWITCH,
+    "weight_decay": Number(),
+    "decoupled_weight_decay": SWITCH,
+    "eps_inside_sqrt": SWITCH,
+    "lr_in_momentum": SWITCH,
+    "bias_correction": SWITCH,
+    "initial_square_avg": Number(),
+    "maximize": SWITCH,
+    "clip_value": LIMIT,
+    "clip_norm": LIMIT,
+    "clip_global_norm": LIMIT,
+    "nonfinite": Choice(("propagate", "raise", "skip")),
+}
+
+# What one step is given.
+GRAD_SCALE = Number(high=sys.float_info.max)
 
 
 def as_float(value: Any) -> float | None:
@@ -49,12 +104,25 @@ def as_float(value: Any) -> float | None:
 def as_settings(values: Mapping[str, Any], label: str = "{}") -> dict[str, Any]:
     """Return settings with each number as a float in its range, or raise. `lr` may be a callable instead."""
     for name in values:
-        if name not in RANGES:
-            raise ValueError(f"{label.format(name)}: no such setting, expected some of {', '.join(RANGES)}")
+        if name not in SETTINGS:
+            raise ValueError(f"{label.format(name)}: no such setting, expected some of {', '.join(SETTINGS)}")
     return {
-        name: value if name == "lr" and is_schedule(value) else as_setting(name, value, label.format(name))
+        name: value if name == "lr" and is_schedule(value) else SETTINGS[name].read(value, label.format(name))
         for name, value in values.items()
     }
+
+
+def check_together(settings: Mapping[str, Any], label: str = "") -> None:
+    """Refuse the settings of a group that have no meaning together. Messages begin with `label`."""
+    if settings["nesterov"] and settings["momentum"] == 0:
+        raise ValueError(f"{label}nesterov: True with momentum 0, expected a momentum > 0 to look ahead with")
+    if settings["bias_correction"] and settings["beta"] == 1:
+        raise ValueError(
+            f"{label}bias_correction: True with beta 1, expected beta < 1: the average never leaves its start"
+        )
+    clips = [name for name in ("clip_value", "clip_norm", "clip_global_norm") if settings[name] is not None]
+    if len(clips) > 1:
+        raise ValueError(f"{label}{' and '.join(clips)}: expected one way to clip at most")
 
 
 def is_schedule(lr: Any) -> bool:
@@ -62,21 +130,21 @@ def is_schedule(lr: Any) -> bool:
     return callable(lr) and not isinstance(lr, type)
 
 
-def read_settings(groups: Sequence["ParamGroup"], steps: int) -> tuple[bool, list[tuple[float, ...]]]:
-    """Return whether to ask again at every step, and each group's settings as the kernel wants them.
+def read_settings(groups: Sequence["ParamGroup"], steps: int) -> tuple[bool, list[dict[str, Any]]]:
+    """Return whether to ask again at every step, and each group's settings, with a number for a schedule.
 
     A schedule is called once, however many groups it serves.
     """
     all_settings = [group.settings() for group in groups]  # at once, before a schedule or another thread changes them
-    rates: dict[Any, float] = {}
+    rates: dict[Any, Any] = {}
     for settings in all_settings:
         lr = settings["lr"]
         if is_schedule(lr):
             key = lr if isinstance(lr, Hashable) else id(lr)
             if key not in rates:
-                rates[key] = as_setting("lr", lr(steps), f"lr({steps})")
+                rates[key] = SETTINGS["lr"].read(lr(steps), f"lr({steps})")
             settings["lr"] = rates[key]
-    return bool(rates), [(settings["lr"], settings["beta"], settings["eps"]) for settings in all_settings]
+    return bool(rates), all_settings
 
 
 # The largest step count that can be loaded: up to here every count is a float of its own, as PyTorch has it, and no run
@@ -127,7 +195,16 @@ class ParamGroup(MutableMapping[str, Any]):
         for key in self._fixed:
             if key in values:
                 raise ValueError(f"{key!r}: fixed once the group is made; add_param_group adds parameters")
-        self._settings.update(as_settings(values))
+        values = as_settings(values)
+        start = self._settings["initial_square_avg"]
+        if values.get("initial_square_avg", start) != start:
+            raise ValueError(f"initial_square_avg: fixed once the group is made, because its state began at {start:g}")
+        check_together({**self._settings, **values})
+        self.set(values)
+
+    def set(self, settings: dict[str, Any]) -> None:
+        """Take over settings that were checked."""
+        self._settings.update(settings)
         self._changed.up = True
 
     def __delitem__(self, key: str) -> None:
@@ -138,7 +215,8 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         arrays = self._fixed["params"]
-        listed = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
+        shown = [name for name, value in self._settings.items() if value != DEFAULTS.get(name)]
+        listed = ", ".join(f"{name}={self._settings[name]!r}" for name in shown)
         return f"{count_of(len(arrays), 'array')}, {count_of(sum(a.size for a in arrays), 'element')}, {listed}"
 
 
@@ -169,6 +247,22 @@ def is_array(value: Any) -> bool:
     except Exception:
         return False
     return True
+
+
+def is_gradient(value: Any) -> bool:
+    """Whether a value is meant as the gradient of one parameter."""
+    return isinstance(value, Rows) or is_sparse(value) or is_array(value)
+
+
+def as_gradient(label: str, value: Any, w: Array) -> Array | _kernel.SummedRows | None:
+    """Return one gradient as the plan wants it: an ndarray of no subclass, the rows of the parameter w, or None."""
+    if value is None:
+        return None
+    if is_sparse(value):
+        value = whole_rows(label, value, w.shape)
+    if isinstance(value, Rows):
+        return _kernel.SummedRows(label, w, value.indices, np.asarray(as_array(f"{label}.values", value.values)))
+    return np.asarray(as_array(label, value))
 
 
 def as_sequence(label: str, value: Any, expected: str) -> list[Any]:
@@ -230,9 +324,9 @@ def in_line(grads: Any, keys: Sequence[Any], named: bool, label: str = "grads") 
                 names = ", ".join(map(repr, keys[:10])) + ", …" * (len(keys) > 10)
                 raise ValueError(f"{label}[{name!r}]: no parameter has this name, expected some of {names}")
         return [grads.get(key) for key in keys]
-    if len(keys) == 1 and is_array(grads):
+    if len(keys) == 1 and is_gradient(grads):
         return [grads]
-    if is_array(grads):
+    if is_gradient(grads):
         raise TypeError(f"{label}: one array, expected a sequence of {count}")
     line = as_sequence(label, grads, f"a {'mapping' if named else 'sequence'} of {count}")
     if len(line) != len(keys):
@@ -261,22 +355,24 @@ def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) 
 
 
 class RMSProp:
-    """RMSProp on arrays in CPU memory, updated in place.
+    """RMSProp on arrays in CPU memory, updated in place: the plain rule, and the variants of every framework.
 
     For each parameter w with gradient g, and the running average v of its squared gradient, which starts at 0::
 
         v ← beta·v + (1 − beta)·g²
         w ← w − lr·g / (√v + eps)
 
-    The result has the same bits as `rmsfast.reference.RMSProp`, for any number of threads and on every CPU.
+    The keywords after `eps` change this rule; `rmsfast.dialects` has them as each framework combines them. The result
+    has the same bits as `rmsfast.reference.RMSProp`, for any number of threads and on every CPU.
 
     Parameters
     ----------
     params : array, sequence or mapping of arrays, or sequence of groups
-        The arrays to train: float32 or float64, C- or F-contiguous, aligned, writable, of any shape, none sharing
-        memory with another. Objects that hand over their memory by the buffer protocol or, from NumPy 2.2 on, by DLPack
-        will do. A mapping gives names. A group is a mapping with ``"params"`` and with settings of its own for some of
-        ``lr``, ``beta`` and ``eps``.
+        The arrays to train: float32, float64, complex64 or complex128, C- or F-contiguous, aligned, writable, of any
+        shape, none sharing memory with another. A complex array is trained as its real and imaginary parts, side by
+        side. Objects that hand over their memory by the buffer protocol or, from NumPy 2.2 on, by DLPack will do. A
+        mapping gives names. A group is a mapping with ``"params"`` and with settings of its own for some of the
+        keywords below, but for `num_threads`.
     lr : float or callable, default 1e-3
         The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step) and returns
         the rate. It is called once per step, while the optimizer is locked: it must not use the optimizer.
@@ -284,6 +380,35 @@ class RMSProp:
         The decay of the average, from 0 to 1. PyTorch calls it alpha, Keras rho.
     eps : float, default 1e-8
         Added to the root, ≥ 0.
+    momentum : float, default 0
+        μ ≥ 0. Where it is not 0, w moves by a buffer b, which starts at 0: b ← μ·b + g/(√v + eps), w ← w − lr·b.
+    nesterov : bool, default False
+        Look ahead: w moves by g/(√v + eps) + μ·b, with the new b.
+    centered : bool, default False
+        Divide by the standard deviation: keep the average m ← beta·m + (1 − beta)·g as well, and use v − m² in the
+        place of v, or 0 where rounding makes that negative.
+    weight_decay : float, default 0
+        λ ≥ 0: λ·w is added to the gradient, after clipping.
+    decoupled_weight_decay : bool, default False
+        Subtract lr·λ·w from w before the step instead, and leave the gradient alone.
+    eps_inside_sqrt : bool, default False
+        Divide by √(v + eps). With an eps of 1e-3 to 1, as in reinforcement learning, training differs visibly.
+    lr_in_momentum : bool, default False
+        b ← μ·b + lr·g/(√v + eps), w ← w − b: a change of the rate then acts on future gradients only.
+    bias_correction : bool, default False
+        Use v/(1 − betaᵗ) in the place of v, and m likewise, where t counts the parameter's steps, this one included.
+        Needs a beta < 1.
+    initial_square_avg : float, default 0
+        What v starts at, ≥ 0; fixed once the group is made. From 1, as in TensorFlow 1, the first steps are small.
+    maximize : bool, default False
+        Ascend: turn the gradient round, after clipping and before weight decay.
+    clip_value, clip_norm, clip_global_norm : float, optional
+        Limit each element of the gradient to this size; or the norm of each parameter's gradient; or the norm of all of
+        this optimizer's gradients together. > 0, and one of the three at most. Norms are of gradients after
+        `grad_scale`.
+    nonfinite : {"propagate", "raise", "skip"}, default "propagate"
+        What to do when a gradient has infinite or NaN elements: compute with them; raise FloatingPointError; or skip
+        the step for all parameters, and count it in `skipped_steps`. Either way, nothing else has changed then.
     num_threads : int, optional
         The most threads that a step may use. Without it, `get_num_threads` says.
 
@@ -292,10 +417,13 @@ class RMSProp:
     TypeError
         If an argument or an array has a wrong type or dtype.
     ValueError
-        If a shape, a memory layout or a setting is not allowed, or parameters share memory.
+        If a shape, a memory layout or a setting is not allowed, settings have no meaning together, or parameters share
+        memory.
 
     Notes
     -----
+    The order of operations, with everything switched on, is that of `rmsfast.reference.step`.
+
     Threads that call one optimizer at the same time are served one after another. Pickling and `copy.deepcopy` take the
     parameters along, as NumPy arrays.
 
@@ -303,6 +431,8 @@ class RMSProp:
     ----------
     T. Tieleman and G. Hinton, "Lecture 6.5 - RMSProp: divide the gradient by a running average of its recent
     magnitude", COURSERA: Neural Networks for Machine Learning, 2012.
+
+    A. Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, 2013 (centered, momentum).
 
     Examples
     --------
@@ -315,7 +445,7 @@ class RMSProp:
     True
     """
 
-    _rule: Callable[..., None] | None = None  # a Python function in the kernel's place: see reference.py
+    _rule: Callable[..., Any] | None = None  # a Python function in the kernel's place: see reference.py
 
     def __init__(
         self,
@@ -324,9 +454,24 @@ class RMSProp:
         beta: float = 0.9,
         eps: float = 1e-8,
         *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        centered: bool = False,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        eps_inside_sqrt: bool = False,
+        lr_in_momentum: bool = False,
+        bias_correction: bool = False,
+        initial_square_avg: float = 0.0,
+        maximize: bool = False,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        clip_global_norm: float | None = None,
+        nonfinite: str = "propagate",
         num_threads: int | None = None,
     ) -> None:
-        self._defaults = as_settings({"lr": lr, "beta": beta, "eps": eps})
+        given = locals()
+        self._defaults = as_settings({name: given[name] for name in SETTINGS})
         self._changed = _kernel.Flag()
         self._plan = _kernel.Plan(self._changed, read_settings, num_threads, type(self)._rule)
         single = is_array(params)
@@ -335,7 +480,7 @@ class RMSProp:
             groups.append(self._as_group(group, i, sum(len(g["params"]) for g in groups), single))
         self._plan.add_groups(groups, single)
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any = None, *, grad_scale: float = 1.0, zero_grads: bool = False) -> None:
         """Update every parameter by its gradient, in place.
 
         Parameters
@@ -344,6 +489,14 @@ class RMSProp:
             The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout.
             None in the place of a gradient leaves its parameter alone, and a mapping may omit names. With groups: one
             entry for each parameter, or for each group. No gradient may share memory with a parameter or its state.
+            `Rows` in the place of an array are the gradient of some rows alone, and so are SciPy's sparse matrices of
+            which each row is whole or empty.
+        grad_scale : float, default 1
+            What to multiply each gradient by, before all else: finite, ≥ 0. One over a loss scale, or over the number
+            of gradients that were added up.
+        zero_grads : bool, default False
+            Set the gradients to zero in the same pass, also when the step is skipped. They must be writable and share
+            no memory with each other.
 
         Raises
         ------
@@ -352,25 +505,33 @@ class RMSProp:
         ValueError
             If a gradient's shape differs, if there are too few or too many, if a name is unknown, if memory is shared,
             or if a parameter was resized or changed since it was given.
+        FloatingPointError
+            If a gradient has infinite or NaN elements and its group's `nonfinite` is "raise".
 
         Notes
         -----
         Everything is checked before the first element changes: a call that raises has changed nothing.
         """
-        if not self._plan.step(grads) and not self._plan.step(self._in_line(grads)):
+        if not self._plan.step(grads, grad_scale, zero_grads):
+            self._step(grads, grad_scale, zero_grads)
+
+    def _step(self, grads: Any, grad_scale: Any, zero_grads: Any) -> None:
+        """Take a step with arguments of any form that is allowed."""
+        scale = GRAD_SCALE.read(grad_scale, "grad_scale")
+        if not self._plan.step(self._in_line(grads), scale, SWITCH.read(zero_grads, "zero_grads")):
             raise RuntimeError("grads: changed during the step, as did the parameters, expected them to stay")
 
-    def _in_line(self, grads: Any) -> list[Array | None]:
-        """Return the gradients, in any form that is allowed, in the plan's own: one ndarray or None a parameter."""
+    def _in_line(self, grads: Any) -> list[Any]:
+        """Return the gradients, in any form that is allowed, in the plan's own: one for each parameter, or None."""
         line = self._plan.line
-        if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_array(grads):
+        if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_gradient(grads):
             grads = as_sequence("grads", grads, "a sequence of gradients")
             if len(grads) == len(line.groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
                 grads = in_line_by_group(grads, line.groups)
         label = "grads" if line.single else "grads[{!r}]"
         return [
-            None if g is None else np.asarray(as_array(label.format(key), g))
-            for key, g in zip(line.keys, in_line(grads, line.keys, line.named), strict=True)
+            as_gradient(label.format(key), g, w)
+            for key, g, w in zip(line.keys, in_line(grads, line.keys, line.named), line.params, strict=True)
         ]
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -400,6 +561,7 @@ class RMSProp:
             raise TypeError(f"{label}: {group!r:.60}, expected a mapping with 'params' and settings")
         own = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         settings = {**self._defaults, **as_settings(own, f"{label}[{{!r}}]")}
+        check_together(settings, "" if settings == self._defaults else f"{label}: ")
         names, arrays = as_params(group["params"], first, alone)
         if names is None and group.get("param_names") is not None:
             names = [as_name(name) for name in as_sequence(f"{label}['param_names']", group["param_names"], "names")]
@@ -426,15 +588,19 @@ class RMSProp:
             group["lr"] = value
 
     @property
-    def state(self) -> Mapping[Any, Mapping[str, Any]]:
-        """By name or index of each parameter: ``step``, its count, and ``square_avg``, the live array v.
+    def skipped_steps(self) -> int:
+        """How many steps were skipped because of nonfinite gradients (see `nonfinite`)."""
+        return self._plan.skipped
 
-        The mapping is for reading; `load_state_dict` replaces what it shows.
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Any]]:
+        """By name or index of each parameter: ``step``, its count, and the live arrays.
+
+        ``square_avg`` is v; ``grad_avg``, m, is there once the parameter's group was centered, and ``momentum_buffer``,
+        b, once it had a momentum. The mapping is for reading; `load_state_dict` replaces what it shows.
         """
         _, entries = self._plan.state()
-        return MappingProxyType(
-            {key: MappingProxyType({"step": step, "square_avg": square_avg}) for key, step, square_avg in entries}
-        )
+        return MappingProxyType({key: MappingProxyType({"step": step, **arrays}) for key, step, arrays in entries})
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state and the settings, in PyTorch's layout.
@@ -442,20 +608,13 @@ class RMSProp:
         Returns
         -------
         dict
-            ``state``: for each parameter, by name or index, a dict of ``step``, an int, and ``square_avg``, an array.
-            ``param_groups``: for each group, a dict of its settings and of ``params``, the names or indices of its
-            parameters. A callable ``lr`` is left out; in its place stands ``step``, the number of steps taken.
+            ``state``: for each parameter, by name or index, a dict of ``step``, an int, and the arrays ``square_avg``
+            and, where there are any, ``grad_avg`` and ``momentum_buffer``. ``param_groups``: for each group, a dict of
+            its settings and of ``params``, the names or indices of its parameters. A callable ``lr`` is left out; in
+            its place stands ``step``, the number of steps taken.
         """
-        line, entries, steps = self._plan.snapshot()
-        state = {key: {"step": step, "square_avg": square_avg} for key, step, square_avg in entries}
-        groups, rest = [], iter(state)
-        for group in line.groups:
-            settings = group.settings()
-            if is_schedule(settings["lr"]):
-                del settings["lr"]
-                settings["step"] = steps
-            groups.append({**settings, "params": [next(rest) for _ in group["params"]]})
-        return {"state": state, "param_groups": groups}
+        line, entries, steps, _ = self._plan.snapshot()
+        return _as_state_dict(line, entries, steps)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, into the arrays that the optimizer has, or raise and change nothing.
@@ -471,13 +630,19 @@ class RMSProp:
         TypeError, ValueError
             If something is missing, unknown, of a wrong type, or does not fit.
         """
-        line, own_entries = self._plan.state()
+        self._plan.restore(*self._as_restored(state_dict))
+
+    def _as_restored(self, state_dict: Any) -> tuple[Any, ...]:
+        """Return what `Plan.restore` wants of a state dict, or raise."""
+        line, _ = self._plan.state()
         groups, keys = line.groups, line.keys
         entries = _part(state_dict, "state", Mapping)
         packed = _part(state_dict, "param_groups", (list, tuple))
         if len(packed) != len(groups):
             raise ValueError(f"param_groups: {len(packed)} groups, expected {len(groups)}")
-        settings, steps_taken, rest = [], None, iter(keys)
+        settings: list[dict[str, Any]] = []
+        needed: list[tuple[str, ...]] = []  # of each parameter, the state arrays that its group's settings ask for
+        steps_taken, rest = None, iter(keys)
         for i, group in enumerate(packed):
             members = _part(group, "params", (list, tuple), f"param_groups[{i}]")
             expected = [next(rest) for _ in groups[i]["params"]]
@@ -485,6 +650,9 @@ class RMSProp:
                 raise ValueError(f"param_groups[{i}]['params']: {list(members)!r:.200}, expected {expected!r:.200}")
             values = {key: value for key, value in group.items() if key not in ("params", "param_names", "step")}
             settings.append(as_settings(values, f"param_groups[{i}][{{!r}}]"))
+            complete = {**groups[i].settings(), **settings[i]}
+            check_together(complete, f"param_groups[{i}]: ")
+            needed += [_state_arrays(complete)] * len(expected)
             if "step" in group:
                 count = _as_count(f"param_groups[{i}]['step']", group["step"])
                 steps_taken = max(count, steps_taken or 0)
@@ -493,22 +661,66 @@ class RMSProp:
         unknown = [key for key in entries if key not in known]
         if unknown:
             raise ValueError(f"state[{unknown[0]!r}]: no such parameter, expected {keys!r:.200}")
-        steps, square_avgs = [], []
-        for key, _, own in own_entries:
+        steps, states = [], []
+        for key, w, names in zip(keys, line.params, needed, strict=True):
             entry = _part(entries, key, Mapping, "state")
-            surplus = [name for name in entry if name not in ("step", "square_avg")]
+            surplus = [name for name in entry if name not in ("step", *_kernel.STATE_NAMES)]
             if surplus:
-                raise ValueError(f"state[{key!r}][{surplus[0]!r}]: unknown, expected step and square_avg")
+                raise ValueError(f"state[{key!r}][{surplus[0]!r}]: unknown, expected step, {', '.join(names)}")
             steps.append(_as_count(f"state[{key!r}]['step']", _part(entry, "step", object, f"state[{key!r}]")))
-            label = f"state[{key!r}]['square_avg']"
-            square_avg = np.asarray(as_array(label, _part(entry, "square_avg", object, f"state[{key!r}]")))
-            if square_avg.dtype != own.dtype:
-                raise TypeError(f"{label}: dtype {square_avg.dtype}, expected {own.dtype}")
-            if square_avg.shape != own.shape:
-                raise ValueError(f"{label}: shape {square_avg.shape}, expected {own.shape}")
-            square_avgs.append(square_avg)
+            arrays = {
+                name: _part(entry, name, object, f"state[{key!r}]") for name in (*names, *entry) if name != "step"
+            }
+            states.append({name: _as_like(f"state[{key!r}][{name!r}]", a, w) for name, a in arrays.items()})
+        return line, steps, states, settings, steps_taken
 
-        self._plan.restore(line, steps, square_avgs, settings, steps_taken)
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the parameters, their state and the settings to one file, from which `load` goes on.
+
+        Parameters
+        ----------
+        path : str or path
+            Where to; ``.npz`` is the usual ending. A file that is there is replaced at once, when the new one is
+            complete and on the disk: a crash leaves one or the other.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written. One that was there stays.
+
+        Notes
+        -----
+        The file is one of `numpy.savez`, without pickles. A callable ``lr`` is not part of it.
+        """
+        from rmsfast import checkpoint  # here, because it would double the time that `import rmsfast` takes
+
+        line, entries, steps, params = self._plan.snapshot(with_params=True)
+        checkpoint.write(path, _as_state_dict(line, entries, steps), params or [], self.skipped_steps)
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Take over what `save` wrote: parameters, state and settings, or raise and change nothing.
+
+        Parameters
+        ----------
+        path : str or path
+            A file from `save`, of an optimizer with the same groups of parameters, with the same names (if any), shapes
+            and dtypes. A callable ``lr`` stays as it is.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        TypeError, ValueError
+            If the file is damaged, or not from `save`, or of a version that is not known, or does not fit.
+        """
+        from rmsfast import checkpoint
+
+        state_dict, saved, skipped = checkpoint.read(path)
+        restored = self._as_restored(state_dict)
+        line = restored[0]
+        params = [_as_like(f"params[{key!r}]", a, w) for key, a, w in zip(line.keys, saved, line.params, strict=True)]
+        self._plan.restore(*restored, params=params)
+        self._plan.skipped = skipped
 
     def __copy__(self) -> "RMSProp":
         twin = type(self).__new__(type(self))
@@ -523,9 +735,10 @@ class RMSProp:
         ]
         return {
             "params": groups[0]["params"][0] if line.single else params,
-            "settings": [{name: group[name] for name in RANGES} for group in groups],
+            "settings": [{name: group[name] for name in SETTINGS} for group in groups],
             "defaults": self._defaults,
             "num_threads": self._plan.num_threads,
+            "skipped_steps": self.skipped_steps,
             "state_dict": self.state_dict(),
             "attributes": {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES},
         }
@@ -533,8 +746,9 @@ class RMSProp:
     def __setstate__(self, state: dict[str, Any]) -> None:
         RMSProp.__init__(self, state["params"], **state["defaults"], num_threads=state["num_threads"])
         for group, settings in zip(self._plan.line.groups, state["settings"], strict=True):
-            group.update(settings)
+            group.set(settings)
         self.load_state_dict(state["state_dict"])
+        self._plan.skipped = state["skipped_steps"]
         self.__dict__.update(state["attributes"])
 
     def __repr__(self) -> str:
@@ -542,8 +756,40 @@ class RMSProp:
         return f"{type(self).__name__}({groups}\n)"
 
 
+# What the settings after `eps` are, where nothing else is given.
+DEFAULTS: Mapping[str, Any] = RMSProp.__init__.__kwdefaults__ or {}
+
 # What __setstate__ makes anew; all else in an instance is a subclass's.
 _OWN_ATTRIBUTES = ("_defaults", "_changed", "_plan")
+
+
+def _as_state_dict(line: _kernel.Line, entries: list[tuple[Any, int, dict[str, Array]]], steps: int) -> dict[str, Any]:
+    """Return a snapshot of a plan in PyTorch's layout."""
+    state = {key: {"step": step, **arrays} for key, step, arrays in entries}
+    groups, rest = [], iter(state)
+    for group in line.groups:
+        settings = group.settings()
+        if is_schedule(settings["lr"]):
+            del settings["lr"]
+            settings["step"] = steps
+        groups.append({**settings, "params": [next(rest) for _ in group["params"]]})
+    return {"state": state, "param_groups": groups}
+
+
+def _state_arrays(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the state arrays that a group's settings ask for."""
+    asked = (True, settings["centered"], settings["momentum"] != 0)
+    return tuple(name for name, wanted in zip(_kernel.STATE_NAMES, asked, strict=True) if wanted)
+
+
+def _as_like(label: str, value: Any, w: Array) -> Array:
+    """Return a loaded array, or raise if its dtype or its shape are not those of the parameter w."""
+    array = np.asarray(as_array(label, value))
+    if array.dtype != w.dtype:
+        raise TypeError(f"{label}: dtype {array.dtype}, expected {w.dtype}")
+    if array.shape != w.shape:
+        raise ValueError(f"{label}: shape {array.shape}, expected {w.shape}")
+    return array
 
 
 def _part(mapping: Any, key: Any, kind: Any, label: str = "state_dict") -> Any:
@@ -588,8 +834,8 @@ def rmsprop_update(
     Parameters
     ----------
     w, v : array
-        The parameter and the running average of its squared gradient: float32 or float64, of one shape and dtype, both
-        in C or both in Fortran order, aligned, writable, not sharing memory.
+        The parameter and the running average of its squared gradient: float32, float64, complex64 or complex128, of one
+        shape and dtype, both in C or both in Fortran order, aligned, writable, not sharing memory.
     g : array
         The gradient: the same shape and dtype, in any memory layout, sharing no memory with w or v.
     lr, beta, eps : float
@@ -621,14 +867,14 @@ def update_with(
     eps: float,
     num_threads: int | None,
 ) -> None:
-    """Check the arguments of `rmsprop_update` and let a rule, or without one the kernel, do the arithmetic."""
+    """Check the arguments of `rmsprop_update` and let a rule(w, v, g), or without one the kernel, do the arithmetic."""
     _kernel.update(
         as_array("w", w),
         as_array("v", v),
         as_array("g", g),
-        as_setting("lr", lr),
-        as_setting("beta", beta),
-        as_setting("eps", eps),
+        SETTINGS["lr"].read(lr, "lr"),
+        SETTINGS["beta"].read(beta, "beta"),
+        SETTINGS["eps"].read(eps, "eps"),
         num_threads,
         rule,
     )

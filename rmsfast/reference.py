@@ -1,9 +1,10 @@
-"""RMSProp in plain NumPy: the specification, written to be read.
+"""RMSProp in plain NumPy: the specification, written to be read, from the plain rule to the last variant.
 
 The classes and functions here have the signatures, the checks and the state of `rmsfast`'s own. Only the arithmetic
 is NumPy's, and its bits are what the kernel promises.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,15 @@ import numpy as np
 from rmsfast import optimizer
 from rmsfast.optimizer import Array
 
+Settings = Mapping[str, Any]
 
-def update(w: Array, v: Array, g: Array, lr: float, beta: float, eps: float) -> None:
-    """Update w and v in place: flat arrays of one dtype, settings as Python floats.
+# One parameter in a step: its settings, the number of the step (1 for the first), and w, v, m, b, g as flat arrays of
+# real numbers of one dtype. m is None if the group is not centered, b if it has no momentum.
+Parameter = tuple[Settings, int, Array, Array, Any, Any, Array]
+
+
+def plain_update(w: Array, v: Array, g: Array, lr: float, beta: float, eps: float) -> None:
+    """Update w and v in place by the plain rule.
 
     Every operation on arrays rounds to their dtype once. What is formed of settings alone is formed in double, and
     rounded where it meets an array.
@@ -23,10 +30,113 @@ def update(w: Array, v: Array, g: Array, lr: float, beta: float, eps: float) -> 
         w -= lr * g / (np.sqrt(v) + eps)
 
 
+def step(parameters: list[Parameter], grad_scale: float) -> list[int]:
+    """Take a step on all parameters, in place, with every setting: the order of operations.
+
+    Returns, for each parameter, the number of nonfinite elements for which its settings demand that nothing is done.
+    If any is not 0, nothing was.
+    """
+    with np.errstate(all="ignore"):
+        nonfinite = [
+            0 if s["nonfinite"] == "propagate" else int(np.count_nonzero(~np.isfinite(g)))
+            for s, _, _, _, _, _, g in parameters
+        ]
+        if any(nonfinite):
+            return nonfinite
+        scaled = [g * g.dtype.type(grad_scale) for *_, g in parameters]
+        global_norm = norm(scaled)
+        for (s, t, w, v, m, b, _), g in zip(parameters, scaled, strict=True):
+            update(w, v, m, b, change(g, w, s, global_norm), s, t)
+    return nonfinite
+
+
+def change(g: Array, w: Array, s: Settings, global_norm: float) -> Array:
+    """Return the scaled gradient g of w clipped, turned round, and with weight decay, as the settings have it."""
+    real = g.dtype.type  # rounds a Python float once
+    if s["clip_norm"] is not None:
+        g = g * real(clip_factor(norm([g]), s["clip_norm"]))
+    if s["clip_global_norm"] is not None:
+        g = g * real(clip_factor(global_norm, s["clip_global_norm"]))
+    if s["clip_value"] is not None:
+        limit = real(s["clip_value"])
+        g = np.where(g > limit, limit, np.where(g < -limit, -limit, g))  # a NaN stays NaN
+    if s["maximize"]:
+        g = -g
+    if s["weight_decay"] != 0 and not s["decoupled_weight_decay"]:
+        g = g + real(s["weight_decay"]) * w
+    return g
+
+
+def update(w: Array, v: Array, m: Any, b: Any, g: Array, s: Settings, t: int) -> None:
+    """Update w, v, m and b in place in step number t, by the gradient that `change` returned."""
+    real = w.dtype.type  # rounds a Python float once
+    lr, beta, eps, mu = s["lr"], s["beta"], s["eps"], s["momentum"]
+
+    if s["weight_decay"] != 0 and s["decoupled_weight_decay"]:
+        w -= real(lr * s["weight_decay"]) * w
+
+    v[:] = real(beta) * v + real(1 - beta) * (g * g)
+    correction = real(1 / (1 - beta**t)) if s["bias_correction"] else real(1)
+    variance = v * correction
+    if s["centered"]:
+        m[:] = real(beta) * m + real(1 - beta) * g
+        mean = m * correction
+        variance = variance - mean * mean
+        variance[variance < 0] = 0  # rounding makes no NaN, and a NaN stays NaN
+    root = np.sqrt(variance + real(eps)) if s["eps_inside_sqrt"] else np.sqrt(variance) + real(eps)
+
+    if mu == 0:
+        w -= real(lr) * g / root
+    elif s["lr_in_momentum"]:
+        quotient = real(lr) * g / root
+        b[:] = real(mu) * b + quotient
+        w -= quotient + real(mu) * b if s["nesterov"] else b
+    else:
+        quotient = g / root
+        b[:] = real(mu) * b + quotient
+        w -= real(lr) * (quotient + real(mu) * b if s["nesterov"] else b)
+
+
+def clip_factor(norm: float, most: float) -> float:
+    """Return what scales a gradient of this norm so that it has the norm `most` at most."""
+    return 1.0 if norm <= most else most / norm
+
+
+def norm(gradients: list[Array]) -> float:
+    """Return the Euclidean norm of all elements of some gradients, in double."""
+    squares = sum_of_squares(gradients, 1.0)
+    if squares == np.inf and all(np.isfinite(g).all() for g in gradients):
+        # Only float64 can overflow. Beside such numbers those of a float32 gradient make no difference.
+        shrink = 2.0**-600
+        return float(np.sqrt(sum_of_squares([g for g in gradients if g.dtype == np.float64], shrink))) * 2.0**600
+    return float(np.sqrt(squares))
+
+
+def sum_of_squares(gradients: list[Array], shrink: float) -> float:
+    """Return Σ (g·shrink)², summed so that any number of threads and any vector width can follow.
+
+    Within blocks of 1024 elements, element i goes to lane i mod 8. Lanes are added from the first to the last, then
+    the blocks of a gradient, then the gradients.
+    """
+    total = 0.0
+    for g in gradients:
+        squares_of_g = 0.0
+        for start in range(0, len(g), 1024):
+            x = np.zeros(1024)
+            block = g[start : start + 1024].astype(np.float64) * shrink
+            x[: len(block)] = block
+            squares_of_block = 0.0
+            for lane in np.add.reduce((x * x).reshape(-1, 8), axis=0).tolist():
+                squares_of_block += lane
+            squares_of_g += squares_of_block
+        total += squares_of_g
+    return total
+
+
 class RMSProp(optimizer.RMSProp):
     """`rmsfast.RMSProp` with its arithmetic in plain NumPy, for comparison and study. `num_threads` has no effect."""
 
-    _rule = staticmethod(update)
+    _rule = staticmethod(step)
 
 
 def rmsprop_update(
@@ -40,4 +150,8 @@ def rmsprop_update(
     num_threads: int | None = None,
 ) -> None:
     """`rmsfast.rmsprop_update` with its arithmetic in plain NumPy. `num_threads` has no effect."""
-    optimizer.update_with(update, w, v, g, lr, beta, eps, num_threads)
+
+    def rule(w: Array, v: Array, g: Array) -> None:
+        plain_update(w, v, g, float(lr), float(beta), float(eps))
+
+    optimizer.update_with(rule, w, v, g, lr, beta, eps, num_threads)

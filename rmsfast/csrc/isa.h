@@ -1,5 +1,6 @@
-/* The functions of one instruction set. An isa_*.c file defines ISA, its name, and includes this; setup.py compiles each
-   of those files with its instruction set's flags. */
+/* The stages for one instruction set. An isa_*.c file defines ISA, its name, and includes this; setup.py compiles each of
+   those files with its instruction set's flags. */
+#include <float.h>
 #include <math.h>
 
 #include "rmsfast.h"
@@ -9,24 +10,24 @@
 #endif
 
 #define REAL float
+#define SCALARS rmsfast_scalars_float
 #define SQRT sqrtf
-#define UPDATE update_float32
-#include "update.h"
-#undef REAL
-#undef SQRT
-#undef UPDATE
+#define ABS fabsf
+#define LARGEST FLT_MAX
+#define NAME(stage) stage##_float32
+#include "stages.h"
 
 #define REAL double
+#define SCALARS rmsfast_scalars_double
 #define SQRT sqrt
-#define UPDATE update_float64
-#include "update.h"
-#undef REAL
-#undef SQRT
-#undef UPDATE
+#define ABS fabs
+#define LARGEST DBL_MAX
+#define NAME(stage) stage##_float64
+#include "stages.h"
 
-#define STRING_(x) #x
-#define STRING(x) STRING_(x)
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
+#define STRING_(x) #x
+#define STRING(x) STRING_(x)
 
-const rmsfast_isa JOIN(rmsfast_isa_, ISA) = {STRING(ISA), {update_float32, update_float64}};
+const rmsfast_isa JOIN(rmsfast_isa_, ISA) = {STRING(ISA), {&stages_float32, &stages_float64}};

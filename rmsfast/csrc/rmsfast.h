@@ -1,5 +1,5 @@
-/* What the C side offers to _kernel.pyx: the settings of a step, a table of functions for each instruction set, and
-   what strided gradients need. */
+/* What the C side offers to _kernel.pyx: the settings of a step, a table of stages for each instruction set, and what
+   strided gradients need. */
 #ifndef RMSFAST_H
 #define RMSFAST_H
 
@@ -15,26 +15,87 @@
 
 #ifdef _MSC_VER
 #define RMSFAST_RESTRICT __restrict
+#define RMSFAST_INLINE static __forceinline
 #else
 #define RMSFAST_RESTRICT restrict
+#define RMSFAST_INLINE static inline __attribute__((always_inline))
 #endif
 
-/* The settings of one parameter group. What an update needs of them, it forms in double and rounds to the arrays' type
-   once, in the floating-point mode in which it computes. */
+/* The settings of one parameter group, as a user gave them; INFINITY where there is no clipping. */
 typedef struct {
     double lr;
     double beta;
     double eps;
+    double momentum;
+    double weight_decay;
+    double clip_value;
+    double clip_norm;
+    double clip_global_norm;
+    int nesterov;
+    int centered;
+    int decoupled_weight_decay;
+    int eps_inside_sqrt;
+    int lr_in_momentum;
+    int bias_correction;
+    int maximize;
+    int nonfinite;
 } rmsfast_settings;
 
-/* One step on n elements: w and v are updated in place. No two of the three arrays overlap. */
-typedef void (*rmsfast_update)(void *w, void *v, const void *g, ptrdiff_t n, const rmsfast_settings *settings);
+enum { RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP }; /* what `nonfinite` can be */
+
+/* The numbers that an update works with: those of a step on one parameter, formed in double and rounded to the arrays'
+   type once, in the floating-point mode of the update. What a setting leaves out is left out by ·1 or +0, which round
+   nothing, by a limit of infinity, or by a switch where these would change some special value. `maximize` is in the sign
+   of `scale`: to turn round first changes no bit, since rounding and clipping treat both signs alike. */
+#define RMSFAST_SCALARS(REAL)                                                                                          \
+    typedef struct {                                                                                                   \
+        int changes_grad, decays;                                                                                      \
+        REAL scale, factor, limit, decay, beta, one_minus_beta, correction, lr_of_quotient;                            \
+        REAL eps_inside, eps_outside, mu, lr_of_step;                                                                  \
+    } rmsfast_scalars_##REAL;
+RMSFAST_SCALARS(float)
+RMSFAST_SCALARS(double)
+#undef RMSFAST_SCALARS
+
+typedef union {
+    rmsfast_scalars_float of_float32;
+    rmsfast_scalars_double of_float64;
+} rmsfast_scalars;
+
+enum { RMSFAST_INTO_GRAD = 1, RMSFAST_DECOUPLED }; /* what `decays` can be, but for 0 */
+
+/* A stage works on n real numbers; in an array of complex ones, the real and the imaginary part are two. No two of its
+   arrays overlap. */
+
+/* Form the numbers. `clip_factor` is what a norm asks for; `correction` is that of the bias: 1, or 1/(1−βᵗ). */
+typedef void (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *settings, double grad_scale,
+                             double clip_factor, double correction);
+
+/* One step: w, v and, where it has them, m and b are updated in place. */
+typedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, ptrdiff_t n,
+                               const rmsfast_scalars *scalars);
+
+/* What the norm of a gradient, and `nonfinite`, have to know about each RMSFAST_BLOCK numbers of it: the sum of the
+   squares of g·grad_scale·shrink, and how many elements of g are infinite or NaN. */
+enum { RMSFAST_BLOCK = 1024 };
+typedef struct {
+    double squares;
+    ptrdiff_t nonfinite;
+} rmsfast_block;
+typedef void (*rmsfast_measure)(rmsfast_block *blocks, const void *g, ptrdiff_t n, double grad_scale, double shrink);
 
 enum { RMSFAST_FLOAT32, RMSFAST_FLOAT64, RMSFAST_DTYPES };
+enum { RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV, RMSFAST_MOMENTA };
+
+typedef struct {
+    rmsfast_form form;
+    rmsfast_measure measure;
+    rmsfast_update update[2][RMSFAST_MOMENTA]; /* [centered][kind of momentum] */
+} rmsfast_stages;
 
 typedef struct {
     const char *name;
-    rmsfast_update update[RMSFAST_DTYPES];
+    const rmsfast_stages *stages[RMSFAST_DTYPES];
 } rmsfast_isa;
 
 /* The k-th instruction set, narrowest first, that this build holds and this CPU runs; NULL past the last. */
@@ -44,6 +105,15 @@ const rmsfast_isa *rmsfast_usable_isa(int k);
    order. Strides are in bytes and may have any sign; elements may be misaligned. */
 void rmsfast_gather(void *out, const char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim,
                     const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran);
+
+/* Set the same elements to zero. */
+void rmsfast_zero(char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,
+                  const ptrdiff_t *strides, int fortran);
+
+/* Number n indices in the order in which each distinct one first appears, and return how many are distinct; or -1 - i if
+   the i-th is not from 0 to limit - 1. `table` has `size` zeros, a power of two, more than n. */
+ptrdiff_t rmsfast_distinct(ptrdiff_t *numbers, const ptrdiff_t *indices, ptrdiff_t n, ptrdiff_t limit, ptrdiff_t *table,
+                           size_t size);
 
 /* Whether some element of a strided array has a byte in [start, stop), counted from the array's lowest byte. */
 int rmsfast_strides_into(ptrdiff_t start, ptrdiff_t stop, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,

@@ -1,5 +1,5 @@
-/* For a gradient that does not lie in memory as its parameter does: the stage that brings it in, and the question
-   whether it has an element in some stretch of memory. */
+/* For a gradient that does not lie in memory as its parameter does: to copy its elements, to set them to zero, and the
+   question whether it has one in some stretch of memory. */
 #include <stdint.h>
 #include <string.h>
 
@@ -7,43 +7,60 @@
 
 enum { MAX_NDIM = 64 }; /* NumPy 2's own */
 
-/* memcpy of a constant size is one load that needs no alignment. */
-static void copy_strided(char *out, const char *g, ptrdiff_t n, ptrdiff_t itemsize, ptrdiff_t stride)
+/* memcpy of a constant size is one load or store that needs no alignment. The items of complex128 have 16 bytes. */
+#define FOR_EACH_ITEM(size, ...)                                                                                       \
+    case size:                                                                                                         \
+        for (ptrdiff_t i = 0; i < n; i++)                                                                              \
+            __VA_ARGS__;                                                                                               \
+        break;
+
+static void copy_run(char *out, const char *g, ptrdiff_t n, ptrdiff_t itemsize, ptrdiff_t stride)
 {
-    if (itemsize == 4)
-        for (ptrdiff_t i = 0; i < n; i++)
-            memcpy(out + 4 * i, g + stride * i, 4);
-    else
-        for (ptrdiff_t i = 0; i < n; i++)
-            memcpy(out + 8 * i, g + stride * i, 8);
+    switch (itemsize) {
+        FOR_EACH_ITEM(4, memcpy(out + 4 * i, g + stride * i, 4))
+        FOR_EACH_ITEM(8, memcpy(out + 8 * i, g + stride * i, 8))
+        FOR_EACH_ITEM(16, memcpy(out + 16 * i, g + stride * i, 16))
+    }
 }
 
-void rmsfast_gather(void *out_, const char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim,
-                    const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran)
+static void zero_run(char *g, ptrdiff_t n, ptrdiff_t itemsize, ptrdiff_t stride)
 {
-    char *out = out_;
+    switch (itemsize) {
+        FOR_EACH_ITEM(4, memset(g + stride * i, 0, 4))
+        FOR_EACH_ITEM(8, memset(g + stride * i, 0, 8))
+        FOR_EACH_ITEM(16, memset(g + stride * i, 0, 16))
+    }
+}
+
+/* Go through n elements in runs along the axis that moves fastest; copy them to `out`, or set them to zero if it is
+   NULL. */
+static void walk(char *out, char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,
+                 const ptrdiff_t *strides, int fortran)
+{
     ptrdiff_t index[MAX_NDIM];
     ptrdiff_t offset = 0;
     const int fastest = fortran ? 0 : ndim - 1, slowest = fortran ? ndim - 1 : 0, next = fortran ? 1 : -1;
 
-    if (ndim == 0) {
-        memcpy(out, g, (size_t)(n * itemsize));
-        return;
-    }
     for (int k = 0, axis = fastest; k < ndim; k++, axis += next) {
         index[axis] = start % shape[axis];
         start /= shape[axis];
         offset += index[axis] * strides[axis];
     }
     while (n > 0) {
-        ptrdiff_t run = shape[fastest] - index[fastest];
+        ptrdiff_t run = ndim > 0 ? shape[fastest] - index[fastest] : 1;
+        const ptrdiff_t stride = ndim > 0 ? strides[fastest] : 0;
         if (run > n)
             run = n;
-        copy_strided(out, g + offset, run, itemsize, strides[fastest]);
-        out += run * itemsize;
+        if (out != NULL) {
+            copy_run(out, g + offset, run, itemsize, stride);
+            out += run * itemsize;
+        } else
+            zero_run(g + offset, run, itemsize, stride);
         n -= run;
+        if (n == 0)
+            break;
         index[fastest] += run;
-        offset += run * strides[fastest];
+        offset += run * stride;
         for (int axis = fastest; index[axis] == shape[axis] && axis != slowest;) {
             index[axis] = 0;
             offset -= shape[axis] * strides[axis];
@@ -52,6 +69,18 @@ void rmsfast_gather(void *out_, const char *g, ptrdiff_t start, ptrdiff_t n, ptr
             offset += strides[axis];
         }
     }
+}
+
+void rmsfast_gather(void *out, const char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim,
+                    const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran)
+{
+    walk(out, (char *)g, start, n, itemsize, ndim, shape, strides, fortran);
+}
+
+void rmsfast_zero(char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,
+                  const ptrdiff_t *strides, int fortran)
+{
+    walk(NULL, g, start, n, itemsize, ndim, shape, strides, fortran);
 }
 
 /* Whether first <= base + (a sum of index times stride over the axes not in `done`) <= last for some indices. Strides

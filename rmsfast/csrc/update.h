@@ -1,18 +1,55 @@
-/* The rule (Tieleman & Hinton 2012, lecture 6.5), for elements of type REAL with the square root SQRT. isa.h includes
-   this file once for each type. Every operation rounds once, in the order that reference.py has: hence the same bits. */
+/* The rule for numbers of type REAL with the square root SQRT (Tieleman & Hinton 2012, lecture 6.5; centered: Graves
+   2013). stages.h includes this file once for each type. Every operation rounds once, in the order that reference.py has:
+   hence the same bits. A condition on a setting costs nothing: compilers take it out of the loop, and make a loop for each
+   case. `centered` and `momentum` are constants, so that no loop has a stream of memory that it does not need. */
 
-static void UPDATE(void *w_, void *v_, const void *g_, ptrdiff_t n, const rmsfast_settings *settings)
+RMSFAST_INLINE void NAME(rule)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT v, REAL *RMSFAST_RESTRICT m,
+                               REAL *RMSFAST_RESTRICT b, const REAL *RMSFAST_RESTRICT g, ptrdiff_t n,
+                               const rmsfast_scalars *scalars, const int centered, const int momentum)
 {
-    REAL *RMSFAST_RESTRICT w = w_;
-    REAL *RMSFAST_RESTRICT v = v_;
-    const REAL *RMSFAST_RESTRICT g = g_;
-    const REAL lr = (REAL)settings->lr;
-    const REAL beta = (REAL)settings->beta;
-    const REAL one_minus_beta = (REAL)(1 - settings->beta);
-    const REAL eps = (REAL)settings->eps;
+    const SCALARS s = scalars->NAME(of);
 
     for (ptrdiff_t i = 0; i < n; i++) {
-        v[i] = beta * v[i] + one_minus_beta * (g[i] * g[i]);
-        w[i] = w[i] - lr * g[i] / (SQRT(v[i]) + eps);
+        REAL grad = g[i];
+        if (s.changes_grad) {
+            grad = s.factor * (s.scale * grad);
+            grad = grad > s.limit ? s.limit : grad; /* a NaN stays NaN */
+            grad = grad < -s.limit ? -s.limit : grad;
+        }
+        if (s.decays == RMSFAST_INTO_GRAD)
+            grad = grad + s.decay * w[i];
+        const REAL decayed = w[i] - (s.decays == RMSFAST_DECOUPLED ? s.decay * w[i] : 0);
+
+        v[i] = s.beta * v[i] + s.one_minus_beta * (grad * grad);
+        REAL variance = s.correction * v[i];
+        if (centered) {
+            m[i] = s.beta * m[i] + s.one_minus_beta * grad;
+            const REAL mean = s.correction * m[i];
+            variance = variance - mean * mean;
+            variance = variance < 0 ? 0 : variance; /* a NaN stays NaN */
+        }
+        const REAL quotient = s.lr_of_quotient * grad / (SQRT(variance + s.eps_inside) + s.eps_outside);
+
+        if (momentum)
+            b[i] = s.mu * b[i] + quotient;
+        if (momentum == RMSFAST_NO_MOMENTUM)
+            w[i] = decayed - quotient;
+        else if (momentum == RMSFAST_MOMENTUM)
+            w[i] = decayed - s.lr_of_step * b[i];
+        else
+            w[i] = decayed - s.lr_of_step * (quotient + s.mu * b[i]);
     }
 }
+
+#define UPDATE(name, centered, momentum)                                                                               \
+    static void name(void *w, void *v, void *m, void *b, const void *g, ptrdiff_t n, const rmsfast_scalars *scalars)   \
+    {                                                                                                                  \
+        NAME(rule)(w, v, m, b, g, n, scalars, centered, momentum);                                                     \
+    }
+UPDATE(NAME(plain), 0, RMSFAST_NO_MOMENTUM)
+UPDATE(NAME(with_momentum), 0, RMSFAST_MOMENTUM)
+UPDATE(NAME(with_nesterov), 0, RMSFAST_NESTEROV)
+UPDATE(NAME(centered), 1, RMSFAST_NO_MOMENTUM)
+UPDATE(NAME(centered_with_momentum), 1, RMSFAST_MOMENTUM)
+UPDATE(NAME(centered_with_nesterov), 1, RMSFAST_NESTEROV)
+#undef UPDATE

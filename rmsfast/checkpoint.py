@@ -1,0 +1,129 @@
+"""An optimizer in a file: one .npz of NumPy's, without pickles, replaced at once, with a digest of what it holds."""
+
+import hashlib
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FORMAT = "rmsfast.RMSProp"
+VERSION = 1
+
+# Members: "header", JSON as bytes; "param_3" and "square_avg_3", and the other arrays of the fourth parameter;
+# "digest".
+
+
+def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list[Array], skipped_steps: int) -> None:
+    """Write a state dict, the parameters and a count, and put the file in its place when it is on the disk."""
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "names": list(state_dict["state"]),
+        "steps": [entry["step"] for entry in state_dict["state"].values()],
+        "param_groups": state_dict["param_groups"],
+        "skipped_steps": skipped_steps,
+    }
+    members: dict[str, Array] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    for i, (w, entry) in enumerate(zip(params, state_dict["state"].values(), strict=True)):
+        members[f"param_{i}"] = w
+        members |= {f"{name}_{i}": a for name, a in entry.items() if name != "step"}
+    members["digest"] = digest_of(members)
+
+    target = Path(os.path.realpath(path))  # behind a link, so that the link stays one
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            np.savez(file, allow_pickle=False, **members)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(target.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Array], int]:
+    """Return what `write` was given, or raise ValueError for a file that is damaged or of another kind."""
+    with Path(path).open("rb") as file:
+        try:
+            members = read_members(file)
+            header = json.loads(members["header"].tobytes())
+        except Exception as error:  # zipfile, zlib and NumPy raise many kinds for damaged bytes
+            raise ValueError(f"{path}: damaged, or not written by RMSProp.save ({error})") from error
+    if header["format"] != FORMAT or header["version"] != VERSION:
+        raise ValueError(
+            f"{path}: {header['format']} of version {header['version']}, expected {FORMAT} of version {VERSION}"
+        )
+    state: dict[Any, dict[str, Any]] = {}
+    params = []
+    for i, (name, step) in enumerate(zip(header["names"], header["steps"], strict=True)):
+        params.append(members[f"param_{i}"])
+        arrays = {member.removesuffix(f"_{i}"): a for member, a in members.items() if member.endswith(f"_{i}")}
+        del arrays["param"]
+        state[name] = {"step": step, **arrays}
+    return {"state": state, "param_groups": header["param_groups"]}, params, header["skipped_steps"]
+
+
+def read_members(file: IO[bytes]) -> dict[str, Array]:
+    """Return the arrays of an .npz file by name, or raise if their digest is another than the one that is with them."""
+    with zipfile.ZipFile(file) as archive:
+        members = {}
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                members[info.filename.removesuffix(".npy")] = read_array(member, info.file_size)
+    digest = members.pop("digest")
+    if digest.tobytes() != digest_of(members).tobytes():
+        raise ValueError("its digest does not fit its content")
+    return members
+
+
+def read_array(member: IO[bytes], size: int) -> Array:
+    """Return the array in one member, of so many bytes; a damaged header makes no array larger than the file."""
+    version = np.lib.format.read_magic(member)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(member)
+    if dtype.hasobject or dtype.itemsize * int(np.prod(shape, dtype=object)) > size:
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} in {size} bytes")
+    array = np.empty(shape, dtype, order="F" if fortran else "C")
+    flat = array.reshape(-1, order="A").view(np.uint8)
+    for part in parts(flat):
+        part[:] = np.frombuffer(member.read(len(part)), np.uint8)
+    if member.read(1):
+        raise ValueError("more bytes than its array has")  # having read to the end, zipfile has compared its checksum
+    return array
+
+
+def digest_of(members: dict[str, Array]) -> Array:
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of arrays, as bytes."""
+    digest = hashlib.sha256()
+    for name, a in members.items():
+        fortran = a.flags.f_contiguous and not a.flags.c_contiguous
+        digest.update(repr((name, a.dtype.str, a.shape, fortran)).encode())
+        for part in parts(a.reshape(-1, order="A").view(np.uint8)):
+            digest.update(part.data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def parts(flat: Array) -> Iterator[Array]:
+    """Go through flat bytes in pieces that need little memory."""
+    size = 1 << 24
+    for start in range(0, len(flat), size):
+        yield flat[start : start + size]
