@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 from cpython.dict cimport PyDict_CheckExact, PyDict_Size
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
@@ -81,12 +81,16 @@ cdef extern from "csrc/rmsfast.h" nogil:
     const rmsfast_isa *rmsfast_usable_isa(int k)
     int RMSFAST_FLOAT32, RMSFAST_FLOAT64
     int RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV
+    void RMSFAST_PREFETCH(const void *)
     void rmsfast_gather(void *out, const char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim,
                         const Py_ssize_t *shape, const Py_ssize_t *strides, bint fortran)
     void rmsfast_zero(char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim, const Py_ssize_t *shape,
                       const Py_ssize_t *strides, bint fortran)
-    Py_ssize_t rmsfast_distinct(Py_ssize_t *numbers, const Py_ssize_t *indices, Py_ssize_t n, Py_ssize_t limit,
-                                Py_ssize_t *table, size_t size)
+    Py_ssize_t rmsfast_distinct(Py_ssize_t *distinct, const char **grads, const Py_ssize_t *rows, Py_ssize_t n,
+                                Py_ssize_t limit, const char *first, Py_ssize_t size, cnp.int32_t *table, int bits)
+    void rmsfast_sum_repeated(char *sums, Py_ssize_t *distinct, Py_ssize_t count, const char **grads,
+                              const Py_ssize_t *rows, Py_ssize_t n, const char *first, Py_ssize_t size,
+                              cnp.int32_t *table, int bits, bint is_float64)
     bint rmsfast_strides_into(Py_ssize_t start, Py_ssize_t stop, Py_ssize_t itemsize, int ndim,
                               const Py_ssize_t *shape, const Py_ssize_t *strides)
 
@@ -315,6 +319,9 @@ cdef enum:
     # Numbers that go from stage to stage at a time, where there is more than one. So few that the end of one tile's
     # update, which waits for the divider, overlaps with the next tile's gathering.
     TILE = 256
+    # How many rows ahead to begin to read, and how many bytes of one.
+    ROWS_AHEAD = 8
+    FETCHED = 512
 
 
 cdef inline Py_ssize_t cut(const Item *item, size_t begin, size_t at) noexcept nogil:
@@ -334,6 +341,16 @@ cdef inline char *at_byte(char *memory, Py_ssize_t offset) noexcept nogil:
     return NULL if memory == NULL else memory + offset
 
 
+cdef inline void fetch_row(const Item *item, Py_ssize_t row) noexcept nogil:
+    """Begin to read a row, or how it begins: rows lie anywhere in memory, and each would have to be waited for."""
+    cdef Py_ssize_t place = row * (item.row if in_c_order(item) else 1) * item.itemsize
+    cdef Py_ssize_t stop = place + min(item.row * item.itemsize, <Py_ssize_t>FETCHED)
+    while place < stop:
+        RMSFAST_PREFETCH(item.w + place)
+        RMSFAST_PREFETCH(item.state[SQUARE_AVG] + place)
+        place += CACHE_LINE
+
+
 cdef inline const char *bring_in(const Item *item, Py_ssize_t start, Py_ssize_t *n, Py_ssize_t *place,
                                  void *room) noexcept nogil:
     """Where n elements of the gradient lie, from the `start`-th on, in the parameter's order, or else in `room`.
@@ -350,6 +367,8 @@ cdef inline const char *bring_in(const Item *item, Py_ssize_t start, Py_ssize_t 
         return <const char *>room
     k = start // item.row
     inside = start % item.row
+    if inside == 0 and (k + ROWS_AHEAD + 1) * item.row <= item.active:
+        fetch_row(item, item.rows[k + ROWS_AHEAD])
     if in_c_order(item):
         place[0] = item.rows[k] * item.row + inside
         n[0] = min(n[0], item.row - inside)
@@ -734,6 +753,8 @@ cdef int refuse_shared(const Item *item, cnp.ndarray g, const Span *reach, const
 
 # ---- Gradients by rows ----
 
+cdef int MOST_ROWS = 2**31 - 1      # that one gradient has
+
 @cython.final
 cdef class SummedRows:
     """The gradient of some rows of a parameter, each row once: where rows were given more than once, their sum.
@@ -759,7 +780,6 @@ cdef class SummedRows:
     cdef bint c_order                   # of w
 
     def __cinit__(self, str name, cnp.ndarray w not None, indices, cnp.ndarray given not None):
-        cdef Py_ssize_t n, k
         asked = np.array(indices)
         if asked.size == 0 and not isinstance(indices, np.ndarray):
             asked = asked.astype(np.intp)
@@ -780,56 +800,38 @@ cdef class SummedRows:
         in_order = given if self.c_order else given.transpose(0, *range(given.ndim - 1, 0, -1))
         self.rows = np.require(in_order, requirements=["C_CONTIGUOUS", "ALIGNED"])
 
-        n = len(asked)
-        rows = asked.astype(np.intp, copy=False)
-        numbers = np.empty(n, np.intp)
-        table = np.zeros(1 << (2 * n).bit_length(), np.intp)
-        self.count = rmsfast_distinct(indices_in(numbers), indices_in(rows), n, self.limit, indices_in(table), table.size)
-        if self.count < 0:
-            k = -1 - self.count
-            raise ValueError(f"{name}.indices[{k}]: {asked[k]}, expected a row from 0 to {self.limit - 1}")
-        self.grads = <const char **>calloc(self.count, sizeof(char *))
-        self.indices = np.empty(self.count, np.intp)
-        self.sum_rows(indices_in(rows), indices_in(numbers), n)
+        self.sum_rows(name, asked)
 
     def __dealloc__(self):
         PyMem_Free(self.grads)
 
-    cdef int sum_rows(self, const Py_ssize_t *rows, const Py_ssize_t *numbers, Py_ssize_t n) except -1:
-        """Find where the gradient of each distinct row is, and sum those that repeat."""
-        cdef Py_ssize_t i, k, size = cnp.PyArray_NBYTES(self.rows) // n if n > 0 else 0, repeated = 0
-        cdef Py_ssize_t *distinct = indices_in(self.indices)
-        cdef char *first = <char *>cnp.PyArray_DATA(self.rows)
-        cdef char *sums
+    cdef int sum_rows(self, str name, cnp.ndarray asked) except -1:
+        """Find where the gradient of each distinct row is, and add up those that repeat."""
+        cdef Py_ssize_t n = len(asked), size = cnp.PyArray_NBYTES(self.rows) // max(n, 1)
+        cdef cnp.ndarray rows = asked.astype(np.intp, copy=False)
+        cdef const Py_ssize_t *wanted = <const Py_ssize_t *>cnp.PyArray_DATA(rows)
+        cdef int bits = (2 * n).bit_length()
+        cdef cnp.ndarray distinct = np.empty(n, np.intp), table = np.zeros(1 << bits, np.int32)
+        cdef Py_ssize_t *found = <Py_ssize_t *>cnp.PyArray_DATA(distinct)
+        cdef cnp.int32_t *slots = <cnp.int32_t *>cnp.PyArray_DATA(table)
+        cdef const char *first = <const char *>cnp.PyArray_DATA(self.rows)
         cdef rmsfast_fpmode mode
-        seen = np.zeros(self.count, np.uint8)
-        cdef cnp.uint8_t *times = <cnp.uint8_t *>cnp.PyArray_DATA(seen)
-        for i in range(n):
-            k = numbers[i]
-            repeated += times[k] == 1
-            if times[k] < 2:
-                times[k] += 1
-            if times[k] == 1:
-                distinct[k] = rows[i]
-                self.grads[k] = first + i * size
-        if repeated == 0:
-            return 0
-        self.sums = np.empty(repeated * size, np.uint8)
-        sums = <char *>cnp.PyArray_DATA(self.sums)
-        mode = rmsfast_fpmode_enter()
-        for i in range(n):
-            k = numbers[i]
-            if times[k] < 2:
-                continue
-            if self.grads[k] == first + i * size:
-                memcpy(sums, self.grads[k], size)
-                self.grads[k] = sums
-                sums += size
-            elif cnp.PyArray_TYPE(self.rows) in (cnp.NPY_FLOAT, cnp.NPY_CFLOAT):
-                add_float32(<float *>self.grads[k], <const float *>(first + i * size), size // sizeof(float))
-            else:
-                add_float64(<double *>self.grads[k], <const double *>(first + i * size), size // sizeof(double))
-        rmsfast_fpmode_leave(mode)
+        if n > MOST_ROWS:
+            raise ValueError(f"{name}: {n} rows, expected {MOST_ROWS} at most")
+        self.grads = <const char **>PyMem_Malloc(max(n, 1) * sizeof(char *))
+        if self.grads == NULL:
+            raise MemoryError(f"no memory for {n} rows")
+        self.count = rmsfast_distinct(found, self.grads, wanted, n, self.limit, first, size, slots, bits)
+        if self.count < 0:
+            i = -1 - self.count
+            raise ValueError(f"{name}.indices[{i}]: {asked[i]}, expected a row from 0 to {self.limit - 1}")
+        if self.count < n:
+            self.sums = np.empty((n - self.count) * size, np.uint8)
+            mode = rmsfast_fpmode_enter()
+            rmsfast_sum_repeated(<char *>cnp.PyArray_DATA(self.sums), found, self.count, self.grads, wanted, n, first,
+                                 size, slots, bits, NUMBERS[cnp.PyArray_TYPE(self.rows)][0] == RMSFAST_FLOAT64)
+            rmsfast_fpmode_leave(mode)
+        self.indices = distinct[:self.count]
         return 0
 
     cdef cnp.ndarray values(self):
@@ -844,29 +846,13 @@ cdef class SummedRows:
         return rows if self.c_order else rows.transpose(0, *range(rows.ndim - 1, 0, -1))
 
 
-cdef inline Py_ssize_t *indices_in(cnp.ndarray a) noexcept:
-    return <Py_ssize_t *>cnp.PyArray_DATA(a)
-
-
-cdef void add_float32(float *total, const float *row, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        total[i] += row[i]
-
-
-cdef void add_float64(double *total, const double *row, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        total[i] += row[i]
-
-
 cdef int aim_at_rows(Item *item, SummedRows g, const Span *spans, Py_ssize_t count, Line line, Py_ssize_t i) except -1:
     """As `aim`. The rows were checked when they were summed; here, that this was done for a parameter such as this."""
     cdef Span reach
     if (not same_dtype(item, g.rows) or g.limit != item.shape[0] or g.c_order != in_c_order(item)
             or cnp.PyArray_SIZE(g.rows) != cnp.PyArray_DIMS(g.rows)[0] * item.row):
         raise ValueError(f"{label(line, 'grads', i)}: rows of another parameter, expected rows of this one")
-    item.rows = indices_in(g.indices)
+    item.rows = <const Py_ssize_t *>cnp.PyArray_DATA(g.indices)
     item.row_grads = g.grads
     item.active = g.count * item.row
     item.clip_factor = 1

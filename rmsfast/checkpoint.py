@@ -11,6 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from rmsfast._kernel import STATE_NAMES
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = "rmsfast.RMSProp"
@@ -30,7 +32,7 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
         "param_groups": state_dict["param_groups"],
         "skipped_steps": skipped_steps,
     }
-    members: dict[str, Array] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    members: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
     for i, (w, entry) in enumerate(zip(params, state_dict["state"].values(), strict=True)):
         members[f"param_{i}"] = w
         members |= {f"{name}_{i}": a for name, a in entry.items() if name != "step"}
@@ -40,7 +42,7 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            np.savez(file, allow_pickle=False, **members)
+            np.savez(file, **members)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -66,20 +68,24 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Array], int
         try:
             members = read_members(file)
             header = json.loads(members["header"].tobytes())
+            kind = header["format"], header["version"]
+            content = unpack(header, members) if kind == (FORMAT, VERSION) else None
         except Exception as error:  # zipfile, zlib and NumPy raise many kinds for damaged bytes
             raise ValueError(f"{path}: damaged, or not written by RMSProp.save ({error})") from error
-    if header["format"] != FORMAT or header["version"] != VERSION:
-        raise ValueError(
-            f"{path}: {header['format']} of version {header['version']}, expected {FORMAT} of version {VERSION}"
-        )
+    if content is None:
+        raise ValueError(f"{path}: {kind[0]} of version {kind[1]}, expected {FORMAT} of version {VERSION}")
+    return content
+
+
+def unpack(header: dict[str, Any], members: dict[str, Array]) -> tuple[dict[str, Any], list[Array], int]:
+    """Return what `write` was given from what it wrote."""
     state: dict[Any, dict[str, Any]] = {}
     params = []
     for i, (name, step) in enumerate(zip(header["names"], header["steps"], strict=True)):
         params.append(members[f"param_{i}"])
-        arrays = {member.removesuffix(f"_{i}"): a for member, a in members.items() if member.endswith(f"_{i}")}
-        del arrays["param"]
+        arrays = {array: members[f"{array}_{i}"] for array in STATE_NAMES if f"{array}_{i}" in members}
         state[name] = {"step": step, **arrays}
-    return {"state": state, "param_groups": header["param_groups"]}, params, header["skipped_steps"]
+    return {"state": state, "param_groups": header["param_groups"]}, params, int(header["skipped_steps"])
 
 
 def read_members(file: IO[bytes]) -> dict[str, Array]:

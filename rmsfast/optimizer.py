@@ -632,7 +632,7 @@ class RMSProp:
         """
         self._plan.restore(*self._as_restored(state_dict))
 
-    def _as_restored(self, state_dict: Any) -> tuple[Any, ...]:
+    def _as_restored(self, state_dict: Any) -> tuple[Any, Any, Any, Any, int | None]:
         """Return what `Plan.restore` wants of a state dict, or raise."""
         line, _ = self._plan.state()
         groups, keys = line.groups, line.keys
@@ -716,10 +716,9 @@ class RMSProp:
         from rmsfast import checkpoint
 
         state_dict, saved, skipped = checkpoint.read(path)
-        restored = self._as_restored(state_dict)
-        line = restored[0]
+        line, steps, states, settings, steps_taken = self._as_restored(state_dict)
         params = [_as_like(f"params[{key!r}]", a, w) for key, a, w in zip(line.keys, saved, line.params, strict=True)]
-        self._plan.restore(*restored, params=params)
+        self._plan.restore(line, steps, states, settings, steps_taken, params)
         self._plan.skipped = skipped
 
     def __copy__(self) -> "RMSProp":

@@ -354,9 +354,10 @@ assert_same_bits(v, expected_v)
 
 @pytest.mark.parametrize("isa", rmsfast.config()["isas"])
 def test_every_instruction_set(isa):
-    """Run the rest of this file under each instruction set of this machine."""
+    """Run the rest of this file, and the file of variants, under each instruction set of this machine."""
     options = ["-p", "no:cacheprovider", "-k", "not every_instruction_set"]
-    command = [sys.executable, "-P", "-m", "pytest", *options, __file__]
+    files = [__file__, str(Path(__file__).with_name("test_variants.py"))]
+    command = [sys.executable, "-P", "-m", "pytest", *options, *files]
     result = subprocess.run(command, env={**os.environ, "RMSFAST_ISA": isa}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     assert f", {isa}, " in result.stdout, "the header names the instruction set"

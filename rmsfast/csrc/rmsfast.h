@@ -5,6 +5,7 @@
 
 #include <float.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(_M_FP_FAST)
 #error "rmsfast promises NumPy's bits: build it without -ffast-math, -Ofast or /fp:fast"
@@ -16,9 +17,11 @@
 #ifdef _MSC_VER
 #define RMSFAST_RESTRICT __restrict
 #define RMSFAST_INLINE static __forceinline
+#define RMSFAST_PREFETCH(address) ((void)(address)) /* no hint */
 #else
 #define RMSFAST_RESTRICT restrict
 #define RMSFAST_INLINE static inline __attribute__((always_inline))
+#define RMSFAST_PREFETCH(address) __builtin_prefetch(address, 1)
 #endif
 
 /* The settings of one parameter group, as a user gave them; INFINITY where there is no clipping. */
@@ -110,10 +113,17 @@ void rmsfast_gather(void *out, const char *g, ptrdiff_t start, ptrdiff_t n, ptrd
 void rmsfast_zero(char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,
                   const ptrdiff_t *strides, int fortran);
 
-/* Number n indices in the order in which each distinct one first appears, and return how many are distinct; or -1 - i if
-   the i-th is not from 0 to limit - 1. `table` has `size` zeros, a power of two, more than n. */
-ptrdiff_t rmsfast_distinct(ptrdiff_t *numbers, const ptrdiff_t *indices, ptrdiff_t n, ptrdiff_t limit, ptrdiff_t *table,
-                           size_t size);
+/* Write the distinct ones of n rows to `distinct`, in the order in which they first appear, and to `grads` where the
+   gradient of each is, if that of row i is at first + i·size. Returns how many there are, or -1 - i if the i-th is not from 0
+   to limit - 1. Behind them, from the end on, `distinct` gets the places of the rows that appeared before. `table` has
+   2^bits zeros, more than n. */
+ptrdiff_t rmsfast_distinct(ptrdiff_t *distinct, const char **grads, const ptrdiff_t *rows, ptrdiff_t n, ptrdiff_t limit,
+                           const char *first, ptrdiff_t size, int32_t *table, int bits);
+
+/* With what the function above left behind: add up the gradients of the rows that repeat, in the order in which they
+   appear, in `sums`, which has room for n - count rows, and point `grads` there. */
+void rmsfast_sum_repeated(char *sums, ptrdiff_t *distinct, ptrdiff_t count, const char **grads, const ptrdiff_t *rows,
+                          ptrdiff_t n, const char *first, ptrdiff_t size, int32_t *table, int bits, int is_float64);
 
 /* Whether some element of a strided array has a byte in [start, stop), counted from the array's lowest byte. */
 int rmsfast_strides_into(ptrdiff_t start, ptrdiff_t stop, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,

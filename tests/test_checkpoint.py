@@ -1,0 +1,310 @@
+"""save and load: the run goes on with the same bits, and a file that is damaged or does not fit changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, fleeting
+
+import rmsfast
+from rmsfast import checkpoint
+
+SETTINGS = dict(momentum=0.9, centered=True, bias_correction=True, weight_decay=0.01, clip_global_norm=5.0)
+
+
+def schedule(step):
+    return 0.1 / (1 + step)
+
+
+def make(cls=rmsfast.RMSProp, lr=0.05):
+    params = {
+        "w": np.asfortranarray(np.linspace(-1, 1, 12).reshape(3, 4)),
+        "é/../x": np.ones(5, np.float32),
+        "z": np.full((2, 1), 1 - 1j),
+        "": np.zeros((0, 3)),
+    }
+    opt = cls(
+        [{"params": {"w": params["w"]}, "lr": lr}, {"params": {k: params[k] for k in list(params)[1:]}}], **SETTINGS
+    )
+    return opt, params
+
+
+def train(opt, params, steps):
+    for step in steps:
+        rng = np.random.default_rng(step)
+        opt.step({name: (rng.standard_normal(w.shape) * (1 + w)).astype(w.dtype) for name, w in params.items()})
+
+
+def assert_same(first, second):
+    (opt, params), (other, other_params) = first, second
+    for name, w in params.items():
+        assert_same_numbers(other_params[name], w)
+        assert other.state[name]["step"] == opt.state[name]["step"]
+        for array in list(opt.state[name])[1:]:
+            assert_same_numbers(other.state[name][array], opt.state[name][array])
+    assert [dict(g)["lr"] for g in other.param_groups] == [dict(g)["lr"] for g in opt.param_groups]
+
+
+def assert_same_numbers(actual, expected):
+    assert actual.dtype == expected.dtype
+    assert_same_bits(*[np.ascontiguousarray(a).reshape(-1).view(a.real.dtype) for a in (actual, expected)])
+
+
+def test_a_run_goes_on_in_another_process(tmp_path):
+    whole = make(lr=schedule)
+    train(*whole, range(10))
+
+    first = make(lr=schedule)
+    train(*first, range(5))
+    first[0].param_groups[1]["eps"] = 1e-8
+    first[0].save(tmp_path / "run.npz")
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_checkpoint import make, schedule, train
+opt, params = make(lr=schedule)
+opt.load({str(tmp_path / "run.npz")!r})
+train(opt, params, range(5, 10))
+opt.save({str(tmp_path / "end.npz")!r})
+"""
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
+    second = make(lr=schedule)
+    second[0].load(str(tmp_path / "end.npz"))
+    assert_same(whole, second)
+    train(*whole, [10])
+    train(*second, [10])
+    assert_same(whole, second)
+
+
+def test_all_settings_are_in_the_file(tmp_path):
+    opt, _ = make()
+    opt.param_groups[0].update(
+        lr=0.3, beta=0.5, momentum=0.1, clip_global_norm=None, clip_value=np.inf, nonfinite="skip"
+    )
+    opt.step({"w": np.full((3, 4), np.nan)})
+    opt.save(tmp_path / "run.npz")
+    other, _ = make()
+    other.load(tmp_path / "run.npz")
+    for group, expected in zip(other.param_groups, opt.param_groups, strict=True):
+        assert {k: v for k, v in group.items() if k != "params"} == {k: v for k, v in expected.items() if k != "params"}
+    assert other.skipped_steps == 1
+
+
+def test_the_file_is_one_of_numpys(tmp_path):
+    opt, params = make()
+    train(opt, params, range(2))
+    opt.save(tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with np.load(tmp_path / "run", allow_pickle=False) as file:
+        assert_same_bits(file["param_0"], params["w"])
+        assert_same_bits(file["square_avg_1"], opt.state["é/../x"]["square_avg"])
+        header = json.loads(file["header"].tobytes())
+    assert header["version"] == 1
+    assert header["names"] == list(params)
+
+
+def small_run():
+    w = np.ones(3, np.float32)
+    opt = rmsfast.RMSProp([w], momentum=0.5)
+    opt.step([np.ones(3, np.float32)])
+    return opt, w
+
+
+def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+    opt, w = small_run()
+    path = tmp_path / "run.npz"
+    opt.save(path)
+    content = path.read_bytes()
+    expected = w.copy(), opt.state_dict()
+    refused = 0
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        other = rmsfast.RMSProp([np.zeros(3, np.float32)])
+        try:
+            other.load(path)
+        except ValueError as error:
+            refused += 1
+            assert "damaged" in str(error)
+            assert list(other.state[0]) == ["step", "square_avg"]
+            assert not other.param_groups[0]["params"][0].any()
+        else:
+            assert_same_bits(other.param_groups[0]["params"][0], expected[0])
+            state = other.state_dict()
+            assert state["param_groups"] == expected[1]["param_groups"]
+            assert state["state"][0]["step"] == 1
+            for name in "square_avg", "momentum_buffer":
+                assert_same_bits(state["state"][0][name], expected[1]["state"][0][name])
+    assert refused > 0.8 * len(content)
+
+
+def test_every_shortened_file_is_refused(tmp_path):
+    opt, _ = small_run()
+    path = tmp_path / "run.npz"
+    opt.save(path)
+    content = path.read_bytes()
+    other, w = small_run()
+    before = w.copy()
+    for length in [*range(0, len(content), 7), len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"run.npz: damaged, or not written by RMSProp.save"):
+            other.load(path)
+    assert_same_bits(w, before)
+
+
+def rewrite(path, change):
+    """Change the members of a file, and make its digest fit again."""
+    with np.load(path) as file:
+        members = {name: file[name] for name in file.files if name != "digest"}
+    header = json.loads(members["header"].tobytes())
+    change(header, members)
+    members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(path, **members, digest=checkpoint.digest_of(members))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda header, members: header.update(version=2), ValueError, "rmsfast.RMSProp of version 2, expected"),
+        (lambda header, members: header.update(format="x"), ValueError, "x of version 1, expected rmsfast.RMSProp"),
+        (lambda header, members: header.pop("steps"), ValueError, "damaged, or not written by RMSProp.save"),
+        (lambda header, members: members.pop("param_0"), ValueError, "damaged, or not written by RMSProp.save"),
+        (lambda header, members: members.pop("square_avg_0"), ValueError, "state[0]: has no 'square_avg', expected"),
+        (lambda header, members: header.update(steps=[-1]), ValueError, "state[0]['step']: -1, expected a count"),
+        (
+            lambda header, members: header["param_groups"][0].update(lr=-1),
+            ValueError,
+            "param_groups[0]['lr']: -1, expected a number",
+        ),
+    ],
+)
+def test_files_with_other_content(tmp_path, change, error, message):
+    opt, w = small_run()
+    opt.save(tmp_path / "run.npz")
+    rewrite(tmp_path / "run.npz", change)
+    before = w.copy(), opt.state_dict()
+    with pytest.raises(error) as caught:
+        opt.load(tmp_path / "run.npz")
+    assert message in str(caught.value)
+    assert_same_bits(w, before[0])
+    assert_same_bits(opt.state[0]["square_avg"], before[1]["state"][0]["square_avg"])
+    assert opt.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ([np.ones(4, np.float32)], ValueError, "state[0]['square_avg']: shape (3,), expected (4,)"),
+        ([np.ones(3)], TypeError, "state[0]['square_avg']: dtype float32, expected float64"),
+        ([np.ones(3, np.float32), np.ones(1)], ValueError, "param_groups[0]['params']: [0], expected [0, 1]"),
+        ({"a": np.ones(3, np.float32)}, ValueError, "param_groups[0]['params']: [0], expected ['a']"),
+    ],
+)
+def test_files_of_another_optimizer(tmp_path, params, error, message):
+    opt, _ = small_run()
+    opt.save(tmp_path / "run.npz")
+    other = rmsfast.RMSProp(params)
+    with pytest.raises(error) as caught:
+        other.load(tmp_path / "run.npz")
+    assert message in str(caught.value)
+    for group in other.param_groups:
+        for w in group["params"]:
+            assert (w == 1).all()
+
+
+def test_parameters_that_do_not_fit_their_state(tmp_path):
+    opt, w = small_run()
+    opt.save(tmp_path / "run.npz")
+    rewrite(tmp_path / "run.npz", lambda header, members: members.update(param_0=np.ones(4, np.float32)))
+    with pytest.raises(ValueError, match=r"params\[0\]: shape \(4,\), expected \(3,\)"):
+        opt.load(tmp_path / "run.npz")
+    assert w[0] != 1
+
+
+def test_other_files(tmp_path):
+    opt, _ = small_run()
+    with pytest.raises(FileNotFoundError):
+        opt.load(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    np.savez(tmp_path / "object.npz", a=np.array([{}]))
+    (tmp_path / "text.npz").write_text("no archive")
+    with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
+        archive.writestr("header", "no array")
+    for name in "other", "object", "text", "zip":
+        with pytest.raises(ValueError, match=f"{name}.npz: damaged, or not written by RMSProp.save"):
+            opt.load(tmp_path / f"{name}.npz")
+
+
+def test_a_header_that_promises_too_much_makes_no_array(tmp_path):
+    """Of a shape for which no memory could be found."""
+    opt, _ = small_run()
+    opt.save(tmp_path / "run.npz")
+    path = tmp_path / "run.npz"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(3,), }  ", b"(3000000000000,), }"[:9] + b""))
+    with pytest.raises(ValueError, match="damaged"):
+        opt.load(path)
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    opt, _ = small_run()
+    path = tmp_path / "run.npz"
+    opt.save(path)
+    before = path.read_bytes()
+    opt.step([np.ones(3, np.float32)])
+
+    def fail(file, *args, **kwargs):
+        if not isinstance(file, int):
+            file.write(b"half of a fi")
+        raise OSError("no space left on device")
+
+    for module, broken in (np, "savez"), (os, "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, broken, fail)
+            with pytest.raises(OSError, match="no space"):
+                opt.save(path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
+    opt, _ = small_run()
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *args: calls.append("fsync") or fsync(*args))
+    monkeypatch.setattr(os, "replace", lambda *args: calls.append("replace") or replace(*args))
+    opt.save(tmp_path / "run.npz")
+    assert calls[:2] == ["fsync", "replace"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and permissions of POSIX")
+def test_links_and_permissions(tmp_path):
+    opt, _ = small_run()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link.npz").symlink_to(tmp_path / "kept" / "run.npz")
+    opt.save(tmp_path / "link.npz")
+    assert (tmp_path / "link.npz").is_symlink()
+    assert (tmp_path / "kept" / "run.npz").is_file()
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "kept" / "run.npz").stat().st_mode == plain.stat().st_mode
+
+
+def test_saving_needs_little_memory_beside_the_state(tmp_path):
+    """And reads what a file of many megabytes holds in pieces."""
+    rng = np.random.default_rng(0)
+    w = fleeting(rng, 6_000_000, np.float32)
+    opt = rmsfast.RMSProp([w])
+    opt.step([w + 1])
+    opt.save(tmp_path / "run.npz")
+    other = np.zeros(6_000_000, np.float32)
+    twin = rmsfast.RMSProp([other])
+    twin.load(tmp_path / "run.npz")
+    assert_same_bits(other, w)
+    assert_same_bits(twin.state[0]["square_avg"], opt.state[0]["square_avg"])
