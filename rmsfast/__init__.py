@@ -1,7 +1,8 @@
 """The fastest RMSProp step for arrays in CPU memory, with the bits of plain NumPy.
 
-`RMSProp` is the optimizer, `rmsprop_update` one step on one array with state of your own, `reference` the same two in
-plain NumPy, and `config` says what is installed.
+`RMSProp` is the optimizer and `Rows` a gradient of some rows only; `dialects` has each framework's settings;
+`rmsprop_update` is one step on one array with state of your own; `reference` is the same in plain NumPy; and `config`
+says what is installed.
 """
 
 from typing import Any
@@ -19,12 +20,12 @@ except ModuleNotFoundError as error:
         "`pip install -e .`"
     ) from None
 
-from rmsfast import reference
+from rmsfast import dialects, reference
 from rmsfast._kernel import get_num_threads, set_num_threads
 from rmsfast.optimizer import RMSProp, rmsprop_update
 from rmsfast.rows import Rows
 
-__all__ = ["RMSProp", "Rows", "config", "get_num_threads", "reference", "rmsprop_update", "set_num_threads"]
+__all__ = ["RMSProp", "Rows", "config", "dialects", "get_num_threads", "reference", "rmsprop_update", "set_num_threads"]
 
 
 def config() -> dict[str, Any]:
