@@ -97,8 +97,8 @@ SETTINGS = {
 def tolerance(name, kwargs):
     """How far from ours a framework's float64 parameters may be, relative to the largest of an array, and why."""
     if name == "keras" and ("clipnorm" in kwargs or "global_clipnorm" in kwargs):
-        # Keras 3 forms the factor in float32, because its maximum of a float64 tensor and a Python float is one: 6e-8, in
-        # each of 50 steps, for parameters that come near 0.
+        # Keras 3 forms the factor in float32, because its maximum of a float64 tensor and a Python float is one: 6e-8,
+        # in each of 50 steps, for parameters that come near 0.
         return 1e-5
     if kwargs.get("centered"):
         return 1e-10  # the difference v − m² keeps some digits fewer than v and m² have: two with these gradients
