@@ -1,0 +1,101 @@
+"""Fit y = X·w by least squares with RMSProp, and compare with the exact solution.
+
+100 points with two features, the mean squared error, 1000 epochs of full-batch steps with a falling learning rate.
+Needs `pip install ".[demo]"`, takes a second, and saves a picture, linear_regression.png, in the current folder.
+"""
+
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import rmsfast
+
+EPOCHS = 1000
+TRUE_WEIGHTS = np.array([1.5, -2.0])
+
+
+def mean_squared_error(w, x, y):
+    return np.mean((x @ w - y) ** 2)
+
+
+def gradient(w, x, y):
+    return 2 * x.T @ (x @ w - y) / len(y)
+
+
+def train(x, y, console):
+    """Return the fitted weights, and the loss and the weights before each epoch and after the last."""
+    w = np.zeros(2)
+    opt = rmsfast.RMSProp(w, lr=lambda epoch: 0.05 * 0.99**epoch)
+    losses, path = [], []
+    for _ in track(range(EPOCHS), description="epochs", console=console, transient=True):
+        losses.append(mean_squared_error(w, x, y))
+        path.append(w.copy())
+        opt.step(gradient(w, x, y))
+    losses.append(mean_squared_error(w, x, y))
+    path.append(w.copy())
+    return w, np.array(losses), np.array(path)
+
+
+def loss_table(losses):
+    """Every tenth loss, a hundred epochs a row."""
+    table = Table(title="mean squared error, every 10 epochs")
+    table.add_column("epoch", justify="right")
+    for offset in range(0, 100, 10):
+        table.add_column(f"+{offset}", justify="right")
+    for first in range(0, EPOCHS, 100):
+        table.add_row(str(first), *[f"{loss:.5f}" for loss in losses[first : first + 100 : 10]])
+    return table
+
+
+def draw(losses, path, solution, x, y, name):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    least = mean_squared_error(solution, x, y)
+    left.loglog(1 + np.arange(len(losses)), losses - least + 1e-18, linewidth=1)
+    left.set(xlabel="epoch + 1", ylabel="loss above the least one", title="Training", ylim=(1e-16, 10))
+    left.annotate(
+        "gradients vanish, v forgets them,\nand steps grow back to the rate:\nonly its fall ends this",
+        (135, 5e-4),
+        (1.3, 1e-11),
+        arrowprops={"arrowstyle": "->"},
+    )
+
+    w1, w2 = np.meshgrid(np.linspace(-0.3, 2.2, 120), np.linspace(-2.6, 0.3, 120))
+    grid = [mean_squared_error(np.array(w), x, y) for w in zip(w1.ravel(), w2.ravel(), strict=True)]
+    contours = right.contour(w1, w2, np.reshape(grid, w1.shape), levels=15, cmap="viridis")
+    figure.colorbar(contours, label="mean squared error")
+    right.plot(*path.T, color="tab:red", marker=".", markersize=4, linewidth=1, label="RMSProp, one dot an epoch")
+    right.plot(*solution, marker="*", markersize=15, color="black", linestyle="none", label="least squares")
+    right.set(xlabel="w₁", ylabel="w₂", title="The path of the weights")
+    right.legend()
+    figure.savefig(name, dpi=110)
+
+
+def main() -> int:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((100, 2))
+    y = x @ TRUE_WEIGHTS + 0.1 * rng.standard_normal(100)
+    solution = np.linalg.lstsq(x, y, rcond=None)[0]
+
+    console = Console(highlight=False, width=110)
+    w, losses, path = train(x, y, console)
+    console.print(loss_table(losses))
+    distance = np.abs(w - solution).max()
+    console.print(f"true weights   {TRUE_WEIGHTS}\nleast squares  {solution}\nRMSProp        {w}")
+    draw(losses, path, solution, x, y, "linear_regression.png")
+    console.print("picture        linear_regression.png")
+    if distance > 1e-5:
+        console.print(f"[bold red]{distance:.1e} from the least-squares solution: 1e-5 is usual")
+        return 1
+    console.print(f"[bold green]the least-squares solution, within {distance:.0e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

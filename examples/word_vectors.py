@@ -1,0 +1,175 @@
+"""Train word vectors on the text that Python brings along, with gradients of a few rows of large tables.
+
+Skip-gram with negative sampling: a word's vector is to tell which words stand near it. Each step touches the rows of
+some thousand words, and `rmsfast.Rows` moves these rows and no others. That is what TensorFlow's sparse updates do; it
+is not a dense step with zeros, in which the averages of all other rows would decay. Needs `pip install ".[demo]"`,
+takes a few seconds, and saves a picture, word_vectors.png, in the current folder.
+"""
+
+import builtins
+import pydoc_data.topics
+import re
+import sys
+from collections import Counter
+from time import perf_counter
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import rmsfast
+
+SIZE = 48  # numbers in a vector
+WINDOW = 4  # words to each side that count as near
+NEGATIVES = 5  # random words for each near one
+BATCH = 1000  # pairs in a step
+EPOCHS = 10
+RARE = 5  # words seen less often are left out
+ASKED = ["class", "exception", "integer", "list", "import", "argument", "true", "string"]
+
+
+def words_of_python():
+    """Return the words of Python's help topics and of its built-ins' documentation, as numbers, and the vocabulary."""
+    documented = [thing.__doc__ or "" for thing in vars(builtins).values()]
+    text = " ".join([*pydoc_data.topics.topics.values(), *documented]).lower()
+    words = re.findall(r"[a-z_]{2,}", text)
+    counts = Counter(words)
+    vocabulary = [word for word, count in counts.most_common() if count >= RARE]
+    number = {word: i for i, word in enumerate(vocabulary)}
+    return np.array([number[word] for word in words if word in number]), vocabulary
+
+
+def near_pairs(words, rng):
+    """Return pairs of words that stand near each other, in random order; the most frequent words are thinned out."""
+    counts = np.bincount(words)
+    kept = rng.random(len(words)) < np.sqrt(1e-3 * len(words) / counts[words])
+    words = words[kept]
+    pairs = [(words[:-distance], words[distance:]) for distance in range(1, WINDOW + 1)]
+    center = np.concatenate([part for first, second in pairs for part in (first, second)])
+    context = np.concatenate([part for first, second in pairs for part in (second, first)])
+    order = rng.permutation(len(center))
+    return center[order], context[order]
+
+
+def loss_and_gradients(vectors, contexts, center, context, noise):
+    """Return the loss of a batch, and for either table the rows that it touches with their gradients.
+
+    A pair's score is the product of two vectors, and the loss its cross-entropy: near pairs are to score high, pairs
+    with a random word low. Rows appear as often as their words do; their gradients are summed in the step.
+    """
+    others = np.concatenate([context[:, None], noise], axis=1)
+    label = np.zeros(others.shape, np.float32)
+    label[:, 0] = 1
+    v, u = vectors[center], contexts[others]
+    score = np.einsum("bd,bkd->bk", v, u)
+    probability = 1 / (1 + np.exp(-score))
+    loss = -np.log(np.where(label == 1, probability, 1 - probability) + 1e-9).sum(axis=1).mean()
+    error = (probability - label).astype(np.float32)
+    of_vectors = np.einsum("bk,bkd->bd", error, u)
+    of_contexts = error[:, :, None] * v[:, None, :]
+    return loss, {
+        "vectors": rmsfast.Rows(center, of_vectors),
+        "contexts": rmsfast.Rows(others.ravel(), of_contexts.reshape(-1, SIZE)),
+    }
+
+
+def train(words, size, console):
+    """Return the trained tables, the losses, and the gradients of the last batch."""
+    rng = np.random.default_rng(0)
+    tables = {
+        "vectors": (rng.uniform(-0.5, 0.5, (size, SIZE)) / SIZE).astype(np.float32),
+        "contexts": np.zeros((size, SIZE), np.float32),
+    }
+    opt = rmsfast.RMSProp(tables, lr=5e-3, beta=0.95, eps=1e-4)
+    frequency = np.bincount(words, minlength=size) ** 0.75
+    chance = np.cumsum(frequency / frequency.sum())
+    losses = []
+    columns = TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}"), console=console) as progress:
+        for epoch in range(EPOCHS):
+            opt.lr = 5e-3 * (1 - epoch / EPOCHS)
+            center, context = near_pairs(words, rng)
+            task = progress.add_task("", total=len(center) // BATCH, epoch=f"{epoch + 1} of {EPOCHS}", loss=np.nan)
+            for first in range(0, len(center) - BATCH + 1, BATCH):
+                batch = slice(first, first + BATCH)
+                noise = np.searchsorted(chance, rng.random((BATCH, NEGATIVES)))
+                loss, gradients = loss_and_gradients(
+                    **tables, center=center[batch], context=context[batch], noise=noise
+                )
+                opt.step(gradients)
+                losses.append(loss)
+                progress.update(task, advance=1, loss=np.mean(losses[-50:]))
+    return tables, losses, gradients
+
+
+def neighbours(vectors, vocabulary, count=6):
+    """Return a table of the nearest words of some, by the cosine of the angle between the vectors."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    table = Table("word", "nearest words")
+    for word in ASKED:
+        nearest = np.argsort(unit @ unit[vocabulary.index(word)])[::-1][1 : count + 1]
+        table.add_row(word, ", ".join(vocabulary[i] for i in nearest))
+    return table
+
+
+def compare_with_dense(gradients, console):
+    """Time a step by rows, and one with the same rows scattered into arrays of zeros, on tables of 200 000 words."""
+    size = 200_000
+    rng = np.random.default_rng(1)
+    rows = {name: rmsfast.Rows(rng.integers(0, size, len(g.indices)), g.values) for name, g in gradients.items()}
+    dense = {name: np.zeros((size, SIZE), np.float32) for name in rows}
+    for name, g in rows.items():
+        np.add.at(dense[name], g.indices, g.values)
+    times = []
+    for grads in rows, dense:
+        opt = rmsfast.RMSProp({name: np.zeros((size, SIZE), np.float32) for name in rows})
+        least = np.inf
+        for _ in range(30):
+            start = perf_counter()
+            opt.step(grads)
+            least = min(least, perf_counter() - start)
+        times.append(least)
+    console.print(
+        f"with 200 000 words, a step by rows takes {times[0] * 1e6:.0f} µs, and a dense one {times[1] * 1e6:.0f} µs: "
+        f"[bold]{times[1] / times[0]:.0f} times as long[/bold], and it would move all other rows' averages"
+    )
+
+
+def draw(vectors, vocabulary, losses, name):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7), width_ratios=[1, 2.4], layout="constrained")
+    smooth = np.convolve(losses, np.ones(50) / 50, "valid")
+    left.plot(smooth)
+    left.set(xlabel="step", ylabel="loss, mean of 50 steps", title="Training")
+
+    shown = [i for i, word in enumerate(vocabulary[:260]) if len(word) > 3][:110]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    centered = unit[shown] - unit[shown].mean(axis=0)
+    _, _, axes = np.linalg.svd(centered, full_matrices=False)
+    place = centered @ axes[:2].T
+    place = np.argsort(np.argsort(place, axis=0), axis=0)  # ranks spread the words evenly
+    for (a, b), i in zip(place, shown, strict=True):
+        right.annotate(vocabulary[i], (a, b), ha="center", va="center", fontsize=9)
+    right.set(xlim=(-4, len(shown) + 3), ylim=(-2, len(shown) + 1), xticks=[], yticks=[])
+    right.set_title("Frequent words by their vectors' two main directions (ranks)")
+    figure.savefig(name, dpi=110)
+
+
+def main() -> int:
+    console = Console(highlight=False, width=110)
+    words, vocabulary = words_of_python()
+    console.print(f"{len(words):,} words of Python's own documentation, {len(vocabulary):,} different ones\n")
+    tables, losses, gradients = train(words, len(vocabulary), console)
+    console.print(neighbours(tables["vectors"], vocabulary))
+    compare_with_dense(gradients, console)
+    draw(tables["vectors"], vocabulary, losses, "word_vectors.png")
+    console.print("picture: word_vectors.png")
+    return 0 if np.mean(losses[-100:]) < 0.8 * losses[0] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
