@@ -13,8 +13,17 @@ import pytest
 
 import rmsfast
 import rmsfast.optimizer
+import rmsfast.rows
 
-PUBLIC = [rmsfast.RMSProp, rmsfast.rmsprop_update, rmsfast.config, rmsfast.get_num_threads, rmsfast.set_num_threads]
+PUBLIC = [
+    rmsfast.RMSProp,
+    rmsfast.Rows,
+    rmsfast.rmsprop_update,
+    rmsfast.config,
+    rmsfast.get_num_threads,
+    rmsfast.set_num_threads,
+]
+DIALECTS = ["torch", "keras", "tf1", "optax", "timm", "sb3", "mxnet", "d2l"]
 
 
 def test_config():
@@ -33,14 +42,21 @@ def test_public_names_are_documented(thing):
     assert len(inspect.getdoc(thing).splitlines()) > 5
 
 
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects_are_documented_with_their_source(name):
+    text = inspect.getdoc(getattr(rmsfast.dialects, name))
+    assert "https://" in text.split("References\n----------")[1]
+
+
 @pytest.mark.parametrize("name", ["RMSProp", "rmsprop_update"])
 def test_the_reference_has_the_same_signatures(name):
     ours, reference = getattr(rmsfast, name), getattr(rmsfast.reference, name)
     assert inspect.signature(ours) == inspect.signature(reference)
 
 
-def test_examples_in_docstrings():
-    results = doctest.testmod(rmsfast.optimizer)
+@pytest.mark.parametrize("module", [rmsfast.optimizer, rmsfast.rows])
+def test_examples_in_docstrings(module):
+    results = doctest.testmod(module)
     assert results.attempted > 0
     assert results.failed == 0
 
@@ -58,6 +74,13 @@ def test_the_readme(capsys):
     assert float(error) < 0.1
     commands = re.search(r"## Quick start\n.*?```sh\n(.*?)```", text, re.DOTALL)[1]
     assert commands == 'pip install ".[demo]" && python examples/digits.py\npip install ".[test]" && pytest\n'
+
+
+def test_the_page_of_variants():
+    """Its program runs, and its table has every dialect."""
+    text = (ROOT / "docs" / "variants.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    assert sorted(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)[:8]) == sorted(DIALECTS)
 
 
 def test_a_source_folder_without_the_kernel(tmp_path):
