@@ -772,7 +772,8 @@ cdef class SummedRows:
     """
     cdef readonly cnp.ndarray given
     cdef readonly cnp.ndarray indices   # distinct, in the order in which they first appear
-    cdef cnp.ndarray rows               # each row given, its elements in the order in which w's lie
+    cdef cnp.ndarray rows               # each row given, its elements in the order in which w's lie, …
+    cdef const char *first              # … from here on
     cdef cnp.ndarray sums               # of the rows that repeat
     cdef const char **grads             # where each distinct row is
     cdef Py_ssize_t count               # of distinct rows
@@ -814,22 +815,22 @@ cdef class SummedRows:
         cdef cnp.ndarray distinct = np.empty(n, np.intp), table = np.zeros(1 << bits, np.int32)
         cdef Py_ssize_t *found = <Py_ssize_t *>cnp.PyArray_DATA(distinct)
         cdef cnp.int32_t *slots = <cnp.int32_t *>cnp.PyArray_DATA(table)
-        cdef const char *first = <const char *>cnp.PyArray_DATA(self.rows)
         cdef rmsfast_fpmode mode
         if n > MOST_ROWS:
             raise ValueError(f"{name}: {n} rows, expected {MOST_ROWS} at most")
         self.grads = <const char **>PyMem_Malloc(max(n, 1) * sizeof(char *))
         if self.grads == NULL:
             raise MemoryError(f"no memory for {n} rows")
-        self.count = rmsfast_distinct(found, self.grads, wanted, n, self.limit, first, size, slots, bits)
+        self.first = <const char *>cnp.PyArray_DATA(self.rows)
+        self.count = rmsfast_distinct(found, self.grads, wanted, n, self.limit, self.first, size, slots, bits)
         if self.count < 0:
             i = -1 - self.count
             raise ValueError(f"{name}.indices[{i}]: {asked[i]}, expected a row from 0 to {self.limit - 1}")
         if self.count < n:
             self.sums = np.empty((n - self.count) * size, np.uint8)
             mode = rmsfast_fpmode_enter()
-            rmsfast_sum_repeated(<char *>cnp.PyArray_DATA(self.sums), found, self.count, self.grads, wanted, n, first,
-                                 size, slots, bits, NUMBERS[cnp.PyArray_TYPE(self.rows)][0] == RMSFAST_FLOAT64)
+            rmsfast_sum_repeated(<char *>cnp.PyArray_DATA(self.sums), found, self.count, self.grads, wanted, n,
+                                 self.first, size, slots, bits, NUMBERS[cnp.PyArray_TYPE(self.rows)][0] == RMSFAST_FLOAT64)
             rmsfast_fpmode_leave(mode)
         self.indices = distinct[:self.count]
         return 0
@@ -847,11 +848,13 @@ cdef class SummedRows:
 
 
 cdef int aim_at_rows(Item *item, SummedRows g, const Span *spans, Py_ssize_t count, Line line, Py_ssize_t i) except -1:
-    """As `aim`. The rows were checked when they were summed; here, that this was done for a parameter such as this."""
+    """As `aim`. The rows were checked when they were summed; here, that this was done for a parameter such as this, and
+    that they are where they were."""
     cdef Span reach
-    if (not same_dtype(item, g.rows) or g.limit != item.shape[0] or g.c_order != in_c_order(item)
+    if (not same_dtype(item, g.rows) or <const char *>cnp.PyArray_DATA(g.rows) != g.first or g.limit != item.shape[0] or g.c_order != in_c_order(item)
             or cnp.PyArray_SIZE(g.rows) != cnp.PyArray_DIMS(g.rows)[0] * item.row):
-        raise ValueError(f"{label(line, 'grads', i)}: rows of another parameter, expected rows of this one")
+        raise ValueError(f"{label(line, 'grads', i)}: rows of another parameter, or moved since they were given, "
+                         "expected rows of this one, and their memory to stay")
     item.rows = <const Py_ssize_t *>cnp.PyArray_DATA(g.indices)
     item.row_grads = g.grads
     item.active = g.count * item.row

@@ -52,12 +52,14 @@ def is_sparse(value: Any) -> bool:
 
 
 def whole_rows(label: str, matrix: Any, shape: tuple[int, ...]) -> Rows:
-    """Return the rows of a sparse matrix that has some rows in full and nothing else, or raise; `label` names it.
+    """Return the rows of a sparse matrix that has some rows in full and nothing else; messages call it `label`.
 
     Entries that appear more than once are rows that do, the n-th of an entry belonging to the n-th of its row.
     """
     if matrix.shape != shape:
         raise ValueError(f"{label}: shape {matrix.shape}, expected {shape}")
+    if len(shape) != 2:
+        raise ValueError(f"{label}: a sparse array of shape {shape}, expected one with rows and columns")
     entries = matrix.tocoo()
     row, column, values = (np.array(part) for part in (entries.row, entries.col, entries.data))
     order = np.lexsort((column, row))
@@ -67,9 +69,9 @@ def whole_rows(label: str, matrix: Any, shape: tuple[int, ...]) -> Rows:
     time = place - np.maximum.accumulate(np.where(new, place, 0))  # how often the entry appeared before
     order = np.lexsort((column, row, time))
     row, column, values = row[order], column[order], values[order]
-    width = shape[1]
-    if len(row) % width == 0:
-        row, column = row.reshape(-1, width), column.reshape(-1, width)
+    count, width = len(row) // max(shape[1], 1), shape[1]
+    if count * width == len(row):
+        row, column, values = (part.reshape(count, width) for part in (row, column, values))
         if (row == row[:, :1]).all() and (column == np.arange(width)).all():
-            return Rows(row[:, 0], values.reshape(-1, width))
+            return Rows(row[:, 0] if width else [], values)
     raise ValueError(f"{label}: a sparse matrix with a part of a row, expected each row to be whole or empty")

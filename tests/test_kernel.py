@@ -330,6 +330,31 @@ def test_the_callers_floating_point_mode(rng, short_stretches, beta, dtype, thre
 
 
 @pytest.mark.skipif(not GLIBC_X86, reason="sets the mode through glibc's functions on x86-64")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_norms_corrections_and_sums_in_the_callers_floating_point_mode(rng, short_stretches, threads):
+    """What is formed once for a step, in double, and the sums of rows that repeat, are as in the default mode."""
+    settings = dict(clip_global_norm=0.3, bias_correction=True, beta=0.3, weight_decay=0.1, centered=True)
+    results = []
+    mode = Mode()
+    default = mode.mxcsr()
+    for mxcsr in default, 0x1F80 | 0x4000 | 0x8040:
+        rng = np.random.default_rng(0)
+        params = [fleeting(rng, (50, 60), np.float32), fleeting(rng, 700, np.float64)]
+        rows = rmsfast.Rows(rng.integers(0, 50, 200), fleeting(rng, (200, 60), np.float32))
+        grads = [rows, fleeting(rng, 700, np.float64)]
+        opt = rmsfast.RMSProp(params, **settings, num_threads=threads)
+        try:
+            mode.set(mxcsr)
+            for _ in range(3):
+                opt.step(grads, grad_scale=0.7)
+        finally:
+            mode.set(default)
+        results.append(params)
+    for actual, expected in zip(*results, strict=True):
+        assert_same_bits(actual, expected)
+
+
+@pytest.mark.skipif(not GLIBC_X86, reason="sets the mode through glibc's functions on x86-64")
 def test_the_floating_point_mode_of_worker_threads():
     """In a process that flushes subnormals before the team is started, so that its threads inherit that."""
     program = f"""

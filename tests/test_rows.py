@@ -142,6 +142,11 @@ REFUSED_ROWS = {
         TypeError,
         "grads.values: dtype float32, expected",
     ),
+    "sparse vector": (
+        scipy.sparse.coo_array(np.ones(3)),
+        ValueError,
+        "grads: shape (3,), expected (5, 3)",
+    ),
     "part of a row": (
         scipy.sparse.csr_matrix(np.triu(np.ones((5, 3)))),
         ValueError,
@@ -273,6 +278,22 @@ def test_sparse_matrices_with_whole_rows(rng, make):
     assert_same_bits(*results)
     w = np.ones((9, 5), np.float32)
     rmsfast.RMSProp(w).step(make((9, 5), dtype=np.float32))
+    assert (w == 1).all()
+    rmsfast.RMSProp(np.ones((9, 0))).step(make((9, 0), dtype=np.float64))
+
+
+def test_a_sparse_vector_has_no_rows():
+    with pytest.raises(ValueError, match=r"grads: a sparse array of shape \(5,\), expected one with rows and columns"):
+        rmsfast.RMSProp(np.ones(5)).step(scipy.sparse.coo_array(np.ones(5)))
+
+
+def test_rows_of_values_that_move_during_the_step():
+    """A schedule runs between the look at the values and the step; what is no longer there is refused."""
+    values = np.ones((2, 3))
+    w = np.ones((5, 3))
+    opt = rmsfast.RMSProp(w, lr=lambda step: values.resize((200_000, 3), refcheck=False) or 0.1)
+    with pytest.raises(ValueError, match="grads: rows of another parameter, or moved"):
+        opt.step(rmsfast.Rows([0, 1], values))
     assert (w == 1).all()
 
 
