@@ -288,6 +288,7 @@ cdef struct Item:
     double clip_factor
     PyObject *grad          # the reference that keeps g's memory
     # What stays:
+    char *bound             # where the bound gradient was when it was bound
     char *w
     char *state[STATE_ARRAYS]   # NULL where the settings ask for none
     Py_ssize_t n            # elements
@@ -933,6 +934,7 @@ cdef class Line:
     cdef rmsfast_block *blocks          # room for what is measured, …
     cdef Py_ssize_t room_of_blocks      # … for so many, …
     cdef Py_ssize_t n_blocks            # … of which this step needs these
+    cdef list bound                     # the gradients that a step without any takes, or None
     cdef bint plain                     # all gradients of this step lie as their parameters do
     cdef bint warm                      # a step has touched the state before
 
@@ -1115,6 +1117,15 @@ cdef class Line:
                 item.first_block = self.n_blocks
                 self.n_blocks += blocks_of(item)
             item.end = end
+        return 0
+
+    cdef int check_bound(self) except -1:
+        """Refuse bound gradients that are no longer where they were."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.items[i].g != self.items[i].bound:
+                raise ValueError(f"{label(self, 'grads', i)}: resized or moved after it was bound, expected the same "
+                                 "memory: bind the gradients again")
         return 0
 
     cdef bint check_erasable(self) except -1:
@@ -1403,16 +1414,37 @@ cdef class Plan:
         finally:
             self.release()
 
+    def bind(self, list grads):
+        """Let steps without gradients take these, one ndarray (of no subclass) or None for each parameter; None instead
+        of them ends that. Raises if a step would; returns False if they are not in this form."""
+        cdef Line line
+        cdef Py_ssize_t i
+        self.acquire()
+        line = self.line
+        try:
+            if grads is not None:
+                if not line.collect(grads):
+                    return False
+                line.verify()
+                for i in range(line.count):
+                    line.items[i].bound = line.items[i].g
+            line.bound = grads
+            return True
+        finally:
+            line.let_go()
+            self.release()
+
     def step(self, grads, grad_scale, zero_grads):
         """Take one step, or raise and change nothing.
 
         Returns False, with nothing done, if an argument is not in the common form: grads a list or tuple with an ndarray
-        (of no subclass), `SummedRows` or None for each parameter, a dict of such by name, or the ndarray of a single
-        parameter; grad_scale a finite float, not negative; zero_grads a bool.
+        (of no subclass), `SummedRows` or None for each parameter, a dict of such by name, the ndarray of a single
+        parameter, or None where gradients are bound; grad_scale a finite float, not negative; zero_grads a bool.
         """
         cdef int most = most_threads(self.wanted_threads)
         cdef Line line
         cdef Work work
+        cdef bint bound
         if not PyFloat_CheckExact(grad_scale) or not (zero_grads is False or zero_grads is True):
             return False
         work.grad_scale = PyFloat_AS_DOUBLE(grad_scale)
@@ -1422,7 +1454,8 @@ cdef class Plan:
         self.acquire()
         line = self.line
         try:
-            if not line.collect(grads):
+            bound = grads is None and line.bound is not None
+            if not line.collect(line.bound if bound else grads):
                 return False
             line.verify()
             if self.changed.up or self.scheduled:
@@ -1430,6 +1463,8 @@ cdef class Plan:
                 line.verify()       # again, because Python code ran
             if work.zero_grads and line.check_erasable():
                 line.verify()
+            if bound:
+                line.check_bound()
             if line.measures:
                 line.make_room_for_blocks()
             self.take(line, &work, most)

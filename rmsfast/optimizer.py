@@ -486,9 +486,10 @@ class RMSProp:
         Parameters
         ----------
         grads : array, sequence or mapping of arrays
-            The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout.
-            None in the place of a gradient leaves its parameter alone, and a mapping may omit names. With groups: one
-            entry for each parameter, or for each group. No gradient may share memory with a parameter or its state.
+            The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout;
+            or none, for those that `bind` remembers. None in the place of a gradient leaves its parameter alone, and a
+            mapping may omit names. With groups: one entry for each parameter, or for each group. No gradient may share
+            memory with a parameter or its state.
             `Rows` in the place of an array are the gradient of some rows alone, and so are SciPy's sparse matrices of
             which each row is whole or empty.
         grad_scale : float, default 1
@@ -515,10 +516,55 @@ class RMSProp:
         if not self._plan.step(grads, grad_scale, zero_grads):
             self._step(grads, grad_scale, zero_grads)
 
+    def bind(self, grads: Any) -> None:
+        """Remember gradient arrays that are filled in place: from now on, `step()` takes what is in them.
+
+        Parameters
+        ----------
+        grads : array, sequence or mapping of arrays
+            As for `step`, but for `Rows`; or None, to forget them. The arrays must stay where they are. Parameters that
+            are added later need a new call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `step` would. Nothing has changed then.
+
+        Notes
+        -----
+        Every step checks the arrays again. Copies and pickles of the optimizer have none bound.
+
+        Examples
+        --------
+        >>> import numpy as np, rmsfast
+        >>> w, g = np.ones(3), np.zeros(3)
+        >>> opt = rmsfast.RMSProp(w)
+        >>> opt.bind(g)
+        >>> for _ in range(10):
+        ...     g[:] = 2 * w            # the gradient of w²
+        ...     opt.step()
+        """
+        if grads is None:
+            self._plan.bind(None)
+            return
+        line = self._in_line(grads)
+        for key, g in zip(self._plan.line.keys, line, strict=True):
+            if isinstance(g, _kernel.SummedRows):
+                raise TypeError(
+                    f"grads[{key!r}]: rows, expected an array that is filled in place: give rows to each step"
+                )
+        if not self._plan.bind(line):
+            raise RuntimeError("grads: the parameters changed during the call, expected them to stay")
+
     def _step(self, grads: Any, grad_scale: Any, zero_grads: Any) -> None:
         """Take a step with arguments of any form that is allowed."""
         scale = GRAD_SCALE.read(grad_scale, "grad_scale")
-        if not self._plan.step(self._in_line(grads), scale, SWITCH.read(zero_grads, "zero_grads")):
+        erases = SWITCH.read(zero_grads, "zero_grads")
+        if grads is None:
+            if not self._plan.step(None, scale, erases):
+                raise TypeError("grads: None, expected gradients, or arrays that were bound before")
+            return
+        if not self._plan.step(self._in_line(grads), scale, erases):
             raise RuntimeError("grads: changed during the step, as did the parameters, expected them to stay")
 
     def _in_line(self, grads: Any) -> list[Any]:

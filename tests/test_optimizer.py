@@ -103,7 +103,7 @@ def test_a_single_array(pair):
 @pytest.mark.parametrize("grads", [None, 1.0, "g", {}, {"w": np.ones(3)}])
 def test_a_single_array_needs_a_gradient(grads):
     opt = rmsfast.RMSProp(np.ones(3))
-    with pytest.raises(TypeError, match="^grads: .*, expected a sequence of"):
+    with pytest.raises(TypeError, match="^grads: .*, expected (a sequence of|gradients)"):
         opt.step(grads)
     opt.step([None])
     assert opt.state[0]["step"] == 0
@@ -196,6 +196,88 @@ def test_subclasses_are_arrays(rng, tmp_path):
     expected = after_one_step(np.array(mapped), g)
     rmsfast.RMSProp({"w": mapped}).step({"w": g})
     assert_same_bits(np.array(mapped), expected)
+
+
+# ---- Bound gradients ----
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    "form", [list, lambda grads: dict(zip("wb", grads, strict=True)), lambda grads: [grads[0], None]]
+)
+def test_bound_gradients_are_those_of_every_step_without_any(pair, cls, form):
+    params, grads = pair
+    twins = [w.copy() for w in params]
+    named = isinstance(form(grads), dict)
+    opt, twin = (cls(dict(zip("wb", each, strict=True)) if named else each) for each in (params, twins))
+    opt.bind(form(grads))
+    for step in range(6):
+        for g in grads:
+            g += 0.5 * step
+        arguments = [{}, {"grad_scale": np.float64(0.5)}, {"zero_grads": True}][step % 3]
+        copies = form([g.copy() for g in grads])
+        opt.step(**arguments)
+        twin.step(copies, **arguments)
+        assert (grads[0] == 0).all() or step % 3 != 2
+    for w, t in zip(params, twins, strict=True):
+        assert_same_bits(w, t)
+    assert [entry["step"] for entry in opt.state.values()] == [entry["step"] for entry in twin.state.values()]
+
+
+def test_a_step_with_gradients_of_its_own_leaves_the_bound_ones():
+    w, g, other = np.zeros(2), np.ones(2), np.full(2, 3.0)
+    opt = rmsfast.RMSProp(w, lr=1.0, beta=1.0, eps=1.0)
+    opt.bind(g)
+    opt.step(other)
+    opt.step()
+    assert w.tolist() == [-4.0, -4.0]
+    opt.bind(None)
+    with pytest.raises(TypeError, match="grads: None, expected gradients, or arrays that were bound before"):
+        opt.step()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_bound_gradients_are_checked_when_they_are_bound_and_at_every_step(cls):
+    w, other = np.ones(1000), np.ones(3)
+    g = np.ones(1000)
+    opt = cls([w, other])
+    for grads, error, message in [
+        ([np.ones(999), None], ValueError, r"grads\[0\]: shape \(999,\), expected \(1000,\)"),
+        ([w, None], ValueError, r"grads\[0\]: shares memory with params\[0\]"),
+        ([g], ValueError, "grads: 1 gradient, expected 2"),
+        (
+            [rmsfast.Rows([0], np.ones(1)), None],
+            TypeError,
+            r"grads\[0\]: rows, expected an array that is filled in place",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            opt.bind(grads)
+    with pytest.raises(TypeError, match="grads: None"):
+        opt.step()
+
+    opt.bind([g, np.ones(3)])
+    opt.step()
+    before = w.copy()
+    g.resize(2000, refcheck=False)
+    with pytest.raises(ValueError, match=r"grads\[0\]: shape \(2000,\), expected \(1000,\)"):
+        opt.step()
+    g.resize(1_000_000, refcheck=False)
+    _taken = [np.ones(1000) for _ in range(50)]  # among them, where it was
+    g.resize(1000, refcheck=False)
+    with pytest.raises(ValueError, match=r"grads\[0\]: resized or moved after it was bound"):
+        opt.step()
+    assert_same_bits(w, before)
+    opt.add_param_group({"params": np.ones(2)})
+    with pytest.raises(TypeError, match="grads: None"):
+        opt.step()
+
+
+def test_bound_gradients_stay_alive():
+    opt = rmsfast.RMSProp(w := np.zeros(10_000), lr=1.0, beta=1.0, eps=1.0)
+    opt.bind(array.array("d", [2.0] * 10_000))
+    opt.step()
+    assert (w == -2).all()
 
 
 # ---- Settings and schedules ----
@@ -344,7 +426,7 @@ REFUSED_GRADS = {
     "masked": (with_grad(1, np.ma.ones(7)), TypeError, "grads[1]: a masked array"),
     "too few": (lambda opt, params: GRADS[:2], ValueError, "grads: 2 gradients, expected 3"),
     "too many": (lambda opt, params: [*GRADS, None], ValueError, "grads: 4 gradients, expected 3"),
-    "none at all": (lambda opt, params: None, TypeError, "grads: NoneType, expected a sequence of 3 gradients"),
+    "none at all": (lambda opt, params: None, TypeError, "grads: None, expected gradients, or arrays that"),
     "a string": (lambda opt, params: "abc", TypeError, "grads: str, expected a sequence of"),
     "a set": (lambda opt, params: {1, 2, 3}, TypeError, "grads: set, expected a sequence of"),
     "one array": (lambda opt, params: np.ones((3, 7)), TypeError, "grads: one array, expected a sequence of 3"),
