@@ -1,59 +1,135 @@
-"""Compare rmsfast with NumPy and with the machine's limits: one table, from one run."""
+"""Compare rmsfast with every peer that is installed, and with the machine's limits; write a report.
+
+Each number of threads has a process of its own. In it the contenders take turns, and the least time of many rounds
+counts.
+"""
 
 import argparse
+import multiprocessing
+import os
 import platform
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import rmsfast
-from bench.contenders import CASES, CONTENDERS, make_arrays
-from bench.limits import limits
-from bench.timing import minima
+from bench import report as reports
+from bench.contenders import CASES, CONTENDERS, OURS, SLOW_TO_START, limit_threads
+from bench.measure import measure, versions
+
+SIZES = [10**2, 10**3, 10**4, 10**5, 10**6, 10**7, 10**8]
+BYTES = {"float32": 4, "float64": 8}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated, of %(default)s")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
-    parser.add_argument("--threads", type=int, default=rmsfast.get_num_threads(), help="default: all, %(default)s here")
-    parser.add_argument("--seconds", type=float, default=10, help="for each case, about (default %(default)s)")
-    options = parser.parse_args()
-    names = options.cases.split(",")
-    if unknown := [name for name in names if name not in CASES]:
-        parser.error(f"--cases: {unknown[0]!r} is none of {', '.join(CASES)}")
-
-    contenders = CONTENDERS | limits()
+    options = parse()
     console = Console()
-    table = Table("case", title="µs a step, and how many times as long as rmsfast")
-    for label in contenders:
-        table.add_column(label, justify="right")
-    with Progress(console=console, transient=True) as progress:
-        for name in progress.track(names, description="measuring"):
-            times = measure(name, contenders, options)
-            table.add_row(name, *[f"{t * 1e6:,.2f}\n{t / times['rmsfast']:.2f}×" for t in times.values()])
-    console.print(table)
+    runs = [(dtype, threads) for threads in options.threads for dtype in options.dtypes]
+    sizes = [] if options.no_roofline else [size for size in SIZES if fits(size, len(options.peers))]
+    report = {"machine": describe(options.peers), "runs": [], "roofline": {}}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(runs) * len(options.cases) + len(sizes))
+
+        def in_turn(worker, name, shapes, dtype, threads, seconds):
+            progress.update(task, description=f"{name}, {dtype}, {threads} threads")
+            times = worker.submit(measure, shapes, dtype, threads, options.peers, seconds).result()
+            progress.advance(task)
+            return times
+
+        for threads in options.threads:
+            with fresh_process(threads) as worker:
+                for dtype in options.dtypes:
+                    seconds = {
+                        case: in_turn(worker, case, CASES[case], dtype, threads, options.seconds)
+                        for case in options.cases
+                    }
+                    report["runs"].append({"dtype": dtype, "threads": threads, "seconds": seconds})
+                if threads == options.threads[0] and sizes:
+                    dtype = options.dtypes[0]
+                    points = [
+                        {"size": n, "seconds": in_turn(worker, f"{n:,}", [(n,)], dtype, threads, options.seconds)}
+                        for n in sizes
+                    ]
+                    report["roofline"] = {"dtype": dtype, "threads": threads, "points": points}
+    for table in reports.tables(report):
+        console.print(table)
+    console.print(reports.machine(report), highlight=False)
+    for path in reports.write(report, options.output):
+        console.print(f"written: {path}", highlight=False)
+
+
+def fresh_process(threads: int) -> ProcessPoolExecutor:
+    """Return a new process that may use so many threads."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), limit_threads, (threads,))
+
+
+def parse() -> argparse.Namespace:
+    every = rmsfast.get_num_threads()
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="float32, all threads, no torch.compile: under a minute")
+    parser.add_argument("--peers", help=f"comma-separated beginnings of: {', '.join(CONTENDERS)} (default: all)")
+    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--dtypes", "--dtype", default="float32,float64", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--threads", default=f"{every},1", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5, help="for each case, about (default: %(default)s)")
+    parser.add_argument("--no-roofline", action="store_true", help="leave out the sizes from 10² to 10⁸")
+    parser.add_argument("--output", type=Path, default=Path("bench-report"), help="folder (default: %(default)s)")
+    options = parser.parse_args()
+    if options.quick:
+        options.dtypes, options.threads, options.seconds, options.no_roofline = "float32", str(every), 2, True
+    wanted = [beginning.strip().lower() for beginning in (options.peers or "").split(",")]
+    options.peers = [
+        name
+        for name in CONTENDERS
+        if name == OURS
+        or (
+            any(name.lower().startswith(beginning) for beginning in wanted)
+            and not (options.quick and name in SLOW_TO_START)
+        )
+    ]
+    options.cases = chosen(parser, "--cases", options.cases, CASES)
+    options.dtypes = chosen(parser, "--dtypes", options.dtypes, BYTES)
+    options.threads = list(dict.fromkeys(int(threads) for threads in options.threads.split(",")))
+    return options
+
+
+def chosen(parser: argparse.ArgumentParser, option: str, text: str, known) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"{option}: {unknown[0]!r} is none of {', '.join(known)}")
+    return names
+
+
+def fits(size: int, contenders: int) -> bool:
+    """Whether each contender can have arrays of so many elements, with scratch, in half of the memory."""
+    if not hasattr(os, "sysconf"):
+        return size <= 10**7
+    return size * 4 * 5 * contenders < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+
+
+def describe(peers) -> dict:
+    """Return what a reader of the figures has to know about the machine."""
     config = rmsfast.config()
-    console.print(
-        f"{options.dtype}, {options.threads} threads, {config['isa']}, minimum of the rounds\n"
-        f"rmsfast {config['version']}, NumPy {config['numpy']}, Python {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}",
-        highlight=False,
-    )
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "isa": config["isa"],
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "rmsfast": config["version"],
+        "versions": versions(peers),
+    }
 
 
-def measure(name: str, contenders, options) -> dict[str, float]:
-    """Check that every contender does the same step, then time them."""
-    arrays = {label: make_arrays(CASES[name], options.dtype) for label in CONTENDERS}
-    steps = {label: make(arrays.get(label, arrays["rmsfast"]), options.threads) for label, make in contenders.items()}
-    for label in CONTENDERS:
-        steps[label]()
-        for w, expected in zip(arrays[label].w, arrays["rmsfast"].w, strict=True):
-            if not np.array_equal(w, expected):
-                raise AssertionError(f"{label}: another result than rmsfast")
-    return minima(steps, options.seconds)
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -108,10 +108,12 @@ cdef extern from *:
     #else
     enum { HAS_OPENMP = 0 };
     static double omp_get_wtime(void) { return 0; }
+    static int omp_in_parallel(void) { return 0; }
     #endif
     """
     bint HAS_OPENMP
     double omp_get_wtime() nogil
+    bint omp_in_parallel() nogil
 
 OPENMP = HAS_OPENMP
 
@@ -145,9 +147,14 @@ ISA = isa.name.decode()
 
 cdef struct Tuning:
     # A thread is worth starting for this many bytes of parameters: 32 768 float32 elements take 3 to 17 µs on the CPUs
-    # tried. To start a team costs 1 to 6 µs, and in a training loop about 10 more, because the other cores have to fetch
-    # the gradients that the calling thread has just computed. Below twice as much, a step stays on that thread.
+    # tried. To start a team of two costs 1 to 6 µs, and in a training loop about 10 more, because the other cores have to
+    # fetch the gradients that the calling thread has just computed. Below twice as much, a step stays on that thread.
     size_t bytes_per_thread
+    # What starting a team costs here: measured once, before the first team works. A thread has to be worth that, too.
+    double dispatch_seconds
+    # The runtime keeps idle threads for each thread that has called it, and lets them spin for a while. So that they stay
+    # few, one thread's steps have teams at a time; another's may when the first has had none for so many seconds.
+    double seconds_to_inherit
     # Another Python thread gets the GIL during a step on this many bytes; below, handing it over costs too much of it.
     size_t bytes_to_release_gil
     # What a byte takes on the calling thread alone, as last measured; 0: not yet, and the next step finds out.
@@ -163,6 +170,8 @@ cdef struct Tuning:
 
 cdef Tuning tuning = Tuning(
     bytes_per_thread=1 << 17,
+    dispatch_seconds=0,
+    seconds_to_inherit=1,
     bytes_to_release_gil=1 << 16,
     seconds_a_byte_alone=0,
     slack_seconds=5e-4,
@@ -172,6 +181,8 @@ cdef Tuning tuning = Tuning(
 )
 cdef double slowest_byte = 2e-9     # no CPU takes longer alone; a longer measurement was disturbed
 cdef double alone_until = 0         # on the clock of omp_get_wtime
+cdef unsigned long team_owner = 0   # the thread that had the last team, …
+cdef double last_team = 0           # … and when
 
 cdef int default_threads = 0    # 0: not asked for yet
 cdef int MOST_THREADS = 1024
@@ -236,12 +247,40 @@ cdef inline int most_threads(int wanted) except -1:
 
 cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     """How many threads a step on `length` bytes of parameters uses, of those that it may use."""
+    global team_owner, last_team
     cdef size_t worth_it = length // tuning.bytes_per_thread
-    if not HAS_OPENMP or most == 1 or worth_it < 2 or omp_get_wtime() < alone_until:
+    cdef unsigned long me
+    cdef double now
+    if not HAS_OPENMP or most == 1 or worth_it < 2:
+        return 1
+    now = omp_get_wtime()
+    me = PyThread_get_thread_ident()
+    if now < alone_until or omp_in_parallel() or (team_owner != me and now < last_team + tuning.seconds_to_inherit):
         return 1
     if ordinary and tuning.seconds_a_byte_alone == 0:
         return 1
+    if tuning.dispatch_seconds == 0:
+        tuning.dispatch_seconds = measure_dispatch(most if <size_t>most < worth_it else <int>worth_it)
+    if tuning.seconds_a_byte_alone > 0:
+        worth_it = min(worth_it, <size_t>(length * tuning.seconds_a_byte_alone / tuning.dispatch_seconds))
+    if worth_it < 2:
+        return 1
+    team_owner = me
+    last_team = now
     return most if <size_t>most < worth_it else <int>worth_it
+
+
+cdef double measure_dispatch(int threads) noexcept:
+    """What it costs to start a team and wait for its end, once its threads are there: the least of some times."""
+    cdef double least = INFINITY, start
+    cdef int attempt, t, sum = 0
+    for attempt in range(6):
+        start = omp_get_wtime()
+        with nogil:
+            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                sum += t
+        least = min(least, omp_get_wtime() - start)
+    return min(max(least, 1e-7), 5e-5)      # no runtime takes longer; a longer measurement was disturbed
 
 
 cdef void judge(size_t length, int threads, double start, double stop) noexcept:
@@ -256,10 +295,10 @@ cdef void judge(size_t length, int threads, double start, double stop) noexcept:
 
 def _tune(**changes):
     """Change measured constants, and forget slow teams; return the constants from before. For tests."""
-    global tuning, alone_until
+    global tuning, alone_until, last_team
     old = dict(tuning)
     tuning = {**old, **changes}
-    alone_until = 0
+    alone_until = last_team = 0
     return old
 
 
@@ -282,7 +321,7 @@ cdef struct Item:
     Py_ssize_t active       # elements that this step updates: all, or those of `rows`
     const Py_ssize_t *rows  # NULL: all; else those that have a gradient, and where it is
     const char *const *row_grads
-    size_t end              # bytes on the line up to the end of this item
+    size_t end              # on the line: bytes up to the end of this item, and what items cost beside them
     Py_ssize_t first_block  # of the measured blocks, this item's first
     Py_ssize_t nonfinite    # elements of the gradient, where they were counted
     double clip_factor
@@ -317,6 +356,8 @@ cdef struct Work:
 
 cdef enum:
     CACHE_LINE = 64
+    # What an item costs beside its elements, in bytes of elements in the cache: 15 ns.
+    ITEM_COST = 512
     # Numbers that go from stage to stage at a time, where there is more than one. So few that the end of one tile's
     # update, which waits for the divider, overlaps with the next tile's gathering.
     TILE = 256
@@ -332,7 +373,9 @@ cdef inline Py_ssize_t cut(const Item *item, size_t begin, size_t at) noexcept n
         return 0
     if at >= item.end:
         return item.active
-    inside = at - begin
+    inside = min(at - begin, <size_t>(item.active * item.itemsize))
+    if inside == <size_t>(item.active * item.itemsize):
+        return item.active
     inside -= min(inside, (<size_t>item.w + inside) % CACHE_LINE)
     return <Py_ssize_t>inside // item.itemsize
 
@@ -504,11 +547,16 @@ cdef void work_stretch(const Work *work, size_t start, size_t stop) noexcept nog
     rmsfast_fpmode_leave(mode)
 
 
+cdef inline size_t start_of(size_t length, int t, int threads) noexcept nogil:
+    """Where the stretch of the t-th thread begins, and that of the one before it ends."""
+    return length if t == threads else length // threads * t
+
+
 cdef void work_line(const Work *work, size_t length, int threads) noexcept nogil:
     """Do the work on the whole line with a team. A smaller one than asked for shares the stretches."""
     cdef int t
     for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        work_stretch(work, length // threads * t, length if t == threads - 1 else length // threads * (t + 1))
+        work_stretch(work, start_of(length, t, threads), start_of(length, t + 1, threads))
 
 
 cdef void run(const Work *work, int most, bint ordinary) noexcept:
@@ -1113,7 +1161,7 @@ cdef class Line:
                 else:
                     aim_at_rows(item, <SummedRows>item.grad, self.spans, self.n_spans, self, i)
                 self.plain &= item.direct
-                end += item.active * item.itemsize
+                end += item.active * item.itemsize + ITEM_COST
                 item.first_block = self.n_blocks
                 self.n_blocks += blocks_of(item)
             item.end = end
@@ -1516,6 +1564,34 @@ cdef class Plan:
     @property
     def num_threads(self):
         return self.wanted_threads or None
+
+    def _stretches(self, grads, int threads):
+        """Return what each thread of a team would update: a list of (parameter, first element, last + 1). For tests."""
+        cdef Line line
+        cdef Py_ssize_t i, first, last
+        cdef size_t begin, start, stop
+        cdef int t
+        self.acquire()
+        line = self.line
+        try:
+            line.collect(grads)
+            line.verify()
+            stretches = []
+            for t in range(threads):
+                start = start_of(line.items[line.count - 1].end, t, threads)
+                stop = start_of(line.items[line.count - 1].end, t + 1, threads)
+                stretches.append([])
+                begin = 0
+                for i in range(line.count):
+                    first = cut(&line.items[i], begin, start)
+                    last = cut(&line.items[i], begin, stop)
+                    if first < last:
+                        stretches[t].append((i, first, last))
+                    begin = line.items[i].end
+            return stretches
+        finally:
+            line.let_go()
+            self.release()
 
     def state(self):
         """Return the line, and the key, step count and state arrays by name of each of its parameters.

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, every_kind_of_number, fleeting, misaligned, offset_array, textbook
+from helpers import (
+    SHORT_STRETCHES,
+    assert_same_bits,
+    every_kind_of_number,
+    fleeting,
+    misaligned,
+    offset_array,
+    textbook,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,19 +26,6 @@ import rmsfast
 from rmsfast import _kernel
 
 DTYPES = [np.float32, np.float64]
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20261121)
-
-
-@pytest.fixture
-def short_stretches():
-    """Let threads share even a handful of elements, however long that takes them."""
-    old = _kernel._tune(bytes_per_thread=1, patience=0, seconds_a_byte_alone=1e-9)
-    yield
-    _kernel._tune(**old)
 
 
 def arrays(rng, shape, dtype):
@@ -200,7 +195,9 @@ def test_threads_in_large_steps(rng):
     expected_w, expected_v = w.copy(), v.copy()
     textbook(expected_w, expected_v, g)
     for threads in range(1, 5):
-        _kernel._tune(seconds_a_byte_alone=1e-9)  # and forgets a slow team, as three threads may be on two cores
+        _kernel._tune(
+            seconds_a_byte_alone=1e-9, dispatch_seconds=1e-9
+        )  # and forgets a slow team, as three threads may be on two cores
         if _kernel.OPENMP:
             assert _kernel._team_size(w.nbytes, threads) == threads
         actual_w, actual_v = w.copy(), v.copy()
@@ -266,7 +263,7 @@ def one_step(draw):
 def test_any_step_has_the_bits_of_the_reference(step):
     w, v, g, numbers = step
     expected_w, expected_v = w.copy(order="K"), v.copy(order="K")
-    old = _kernel._tune(bytes_per_thread=1, patience=0, seconds_a_byte_alone=1e-9)
+    old = _kernel._tune(**SHORT_STRETCHES)
     try:
         rmsfast.reference.rmsprop_update(expected_w, expected_v, g, **numbers)
         rmsfast.rmsprop_update(w, v, g, **numbers)
@@ -362,12 +359,12 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import numpy as np, rmsfast
 from rmsfast import _kernel
-from test_kernel import Mode, every_kind_of_number, textbook, assert_same_bits
+from test_kernel import SHORT_STRETCHES, Mode, every_kind_of_number, textbook, assert_same_bits
 rng = np.random.default_rng(0)
 w, v, g = (every_kind_of_number(rng, 100_000, np.float32) for _ in range(3))
 expected_w, expected_v = w.copy(), v.copy()
 textbook(expected_w, expected_v, g)
-_kernel._tune(bytes_per_thread=1, patience=0, seconds_a_byte_alone=1e-9)
+_kernel._tune(**SHORT_STRETCHES)
 Mode().set(0x1F80 | 0x8040)
 rmsfast.rmsprop_update(w, v, g, num_threads=4)
 Mode().set(0x1F80)

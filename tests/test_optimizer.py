@@ -42,11 +42,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20261121)
-
-
 def after_one_step(w, g, **settings):
     w, v = w.copy(), np.zeros_like(w)
     textbook(w.reshape(-1), v.reshape(-1), g.reshape(-1), **settings)

@@ -8,22 +8,8 @@ import scipy.sparse
 from helpers import assert_same_bits, fleeting, misaligned
 
 import rmsfast
-from rmsfast import _kernel
 
 CLASSES = [rmsfast.RMSProp, rmsfast.reference.RMSProp]
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20261121)
-
-
-@pytest.fixture
-def short_stretches():
-    """Let threads share even a handful of elements, however long that takes them."""
-    old = _kernel._tune(bytes_per_thread=1, patience=0, seconds_a_byte_alone=1e-9)
-    yield
-    _kernel._tune(**old)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

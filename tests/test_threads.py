@@ -1,8 +1,10 @@
 """How many threads a step may use: set_num_threads, OMP_NUM_THREADS, the cores that the process may use."""
 
+import ctypes
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -142,7 +144,7 @@ def test_a_quota_bounds_the_cores(monkeypatch):
 @pytest.fixture
 def tune():
     """Change the measured constants for one test."""
-    old = _kernel._tune(seconds_a_byte_alone=1e-9)
+    old = _kernel._tune(seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=0)
     yield _kernel._tune
     _kernel._tune(**old)
 
@@ -206,6 +208,110 @@ def test_the_first_ordinary_step_finds_out_what_one_thread_takes(tune):
     opt.step(g)
     assert 0 < tune()["seconds_a_byte_alone"] <= 2e-9
     assert _kernel._team_size(w.nbytes, 2) == 2
+
+
+@needs_openmp
+def test_a_thread_must_be_worth_what_it_costs_to_start_one_here(tune):
+    """A byte takes 1 ns alone; starting a team takes 1 ms."""
+    tune(bytes_per_thread=1000, dispatch_seconds=1e-3)
+    assert [_kernel._team_size(n, 4) for n in (10**6, 2 * 10**6, 3 * 10**6, 10**9)] == [1, 2, 3, 4]
+
+
+@needs_openmp
+def test_what_a_start_costs_is_measured_once_and_not_on_import(tune):
+    program = "from rmsfast import _kernel; print(_kernel._tune()['dispatch_seconds'])"
+    output = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout
+    assert float(output) == 0
+    tune(dispatch_seconds=0)
+    _kernel._team_size(10**9, 2)
+    measured = tune()["dispatch_seconds"]
+    assert 0 < measured <= 5e-5
+    _kernel._team_size(10**9, 2)
+    assert tune()["dispatch_seconds"] == measured
+
+
+@needs_openmp
+def test_one_python_thread_has_teams_at_a_time(tune):
+    """The runtime keeps idle threads, which spin for a while, for each thread that has called it."""
+    tune(seconds_to_inherit=1000)
+    sizes = []
+
+    def ask():
+        sizes.append(_kernel._team_size(10**9, 2))
+
+    ask()
+    other = threading.Thread(target=ask)
+    other.start()
+    other.join()
+    ask()
+    tune(seconds_to_inherit=0)
+    other = threading.Thread(target=ask)
+    other.start()
+    other.join()
+    assert sizes == [2, 1, 2, 2]
+
+
+@needs_openmp
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls the OpenMP runtime through ctypes")
+def test_steps_inside_of_someones_parallel_region_are_alone(tune):
+    """Each thread of a team of GNU's runtime takes steps: they have the right bits, and no teams of their own."""
+    try:
+        runtime = ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        pytest.skip("no libgomp")
+    g = np.full(200_000, 0.5, np.float32)
+    expected = np.ones_like(g)
+    rmsfast.rmsprop_update(expected, np.zeros_like(g), g)
+    sizes, results = [], []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def region(_):
+        w = np.ones_like(g)
+        rmsfast.RMSProp(w, num_threads=2).step(g)
+        sizes.append(_kernel._team_size(10**9, 2))
+        results.append(w)
+
+    runtime.GOMP_parallel(region, None, 2, 0)
+    assert sizes == [1, 1]
+    for w in results:
+        assert w.tobytes() == expected.tobytes()
+    assert _kernel._team_size(10**9, 2) == 2
+
+
+# ---- How threads share the line ----
+
+LINES = {
+    "one array": [1_000_003],
+    "mlp6": [784 * 256, 256, 256 * 256, 256, 2560, 10],
+    "one large and many tiny ones": [1 << 20, *[10] * 5000],
+    "many tiny ones and one large": [*[10] * 5000, 1 << 20],
+    "nothing in between": [5000, 0, 0, 5000],
+}
+
+
+def cost_of(stretch):
+    """What a thread has to do, in bytes: 15 ns for an array count as much as 512 bytes of it."""
+    return sum(4 * (last - first) + 512 for _, first, last in stretch)
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("count", [1, 2, 3, 16])
+def test_threads_share_the_work_evenly_and_cut_at_cache_lines(line, count):
+    params = [np.ones(n, np.float32) for n in LINES[line]]
+    opt = rmsfast.RMSProp(params)
+    stretches = opt._plan._stretches([np.ones(n, np.float32) for n in LINES[line]], count)
+    updated = [0] * len(params)
+    for stretch in stretches:
+        for i, first, last in stretch:
+            assert first == updated[i], "each element once, in order"
+            updated[i] = last
+            if first > 0:
+                assert (params[i].ctypes.data + 4 * first) % 64 == 0
+                assert (opt.state[i]["square_avg"].ctypes.data + 4 * first) % 64 == 0
+    assert updated == LINES[line]
+    costs = [cost_of(stretch) for stretch in stretches]
+    # An array that is cut counts for both; a cache line may go to either.
+    assert max(costs) <= sum(costs) / count + 2 * 512 + 64
 
 
 def test_without_openmp_every_step_is_alone(tune):
