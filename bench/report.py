@@ -14,15 +14,12 @@ def tables(report: dict) -> list[Table]:
     """Return one table for each dtype and number of threads: microseconds, and contender ÷ rmsfast."""
     found = []
     for run in report["runs"]:
-        names = contenders_of(run)
-        table = Table(
-            "case",
-            title=f"{run['dtype']}, {threads_of(run)}: µs a step, and how many times as long as {OURS}",
-        )
-        for name in names:
-            table.add_column(name, justify="right")
-        for case, times in run["seconds"].items():
-            table.add_row(case, *[cell(times, name) for name in names])
+        title = f"{run['dtype']}, {threads_of(run)}: µs a step, and how many times as long as {OURS}"
+        table = Table("contender", title=title)
+        for case in run["seconds"]:
+            table.add_column(case, justify="right")
+        for name in contenders_of(run):
+            table.add_row(name, *[cell(times, name) for times in run["seconds"].values()])
         found.append(table)
     return found
 
@@ -35,32 +32,39 @@ def threads_of(run: dict) -> str:
     return "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
 
 
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f}" if seconds >= 1e-3 else f"{seconds * 1e6:.3g}"
+
+
 def cell(times: dict[str, float], name: str) -> str:
-    """Where a peer wins, its ratio is below 1 and stands out."""
+    """Return time and ratio. Where a peer wins, its ratio is below 1 and stands out."""
     if name not in times:
         return "–"
     ratio = times[name] / times[OURS]
-    text = f"{times[name] * 1e6:,.2f}\n{ratio:.2f}×"
+    text = f"{microseconds(times[name])} {ratio:.2f}×"
     return f"[bold red]{text}[/]" if ratio < 1 and name not in LIMITS else text
 
 
 def markdown(report: dict) -> str:
-    """Return the tables in Markdown; a ratio in bold italics is one by which a peer wins."""
+    """Return the tables in Markdown; a ratio in bold is one by which a peer wins."""
     lines = []
     for run in report["runs"]:
-        names = contenders_of(run)
         lines += [f"{run['dtype']}, {threads_of(run)}", ""]
-        lines += [f"| case | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-        for case, times in run["seconds"].items():
+        lines += [
+            f"| | {' | '.join(f'`{case}`' for case in run['seconds'])} |",
+            f"|---|{'---:|' * len(run['seconds'])}",
+        ]
+        for name in contenders_of(run):
             cells = []
-            for name in names:
+            for times in run["seconds"].values():
                 if name not in times:
                     cells.append("–")
                     continue
-                micro, ratio = f"{times[name] * 1e6:,.4g}", times[name] / times[OURS]
-                wins = ratio < 1 and name not in LIMITS
-                cells.append(f"**{micro}**" if name == OURS else f"{micro} ({'***' * wins}{ratio:.2f}×{'***' * wins})")
-            lines.append(f"| `{case}` | {' | '.join(cells)} |")
+                ratio = times[name] / times[OURS]
+                mark = "**" if ratio < 1 and name not in LIMITS else ""
+                time = microseconds(times[name])
+                cells.append(f"**{time}**" if name == OURS else f"{time} ({mark}{ratio:.3g}×{mark})")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, machine(report), ""])
 
@@ -103,7 +107,7 @@ def draw_speedup(report: dict, path: Path) -> None:
         ratios = [t.get(name, np.nan) / t[OURS] for t in times]
         axes.bar(np.arange(len(cases)) + (k - (len(names) - 1) / 2) * width, ratios, width, label=name, color=f"C{k}")
     axes.axhline(1, color="black", linewidth=1.5)
-    axes.annotate(OURS, (-0.47, 1.06), fontsize=9)
+    axes.annotate(OURS, (len(cases) - 0.52, 1.08), fontsize=9)
     axes.set_yscale("log")
     axes.set_xticks(range(len(cases)), cases)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")

@@ -183,6 +183,10 @@ cdef double slowest_byte = 2e-9     # no CPU takes longer alone; a longer measur
 cdef double alone_until = 0         # on the clock of omp_get_wtime
 cdef unsigned long team_owner = 0   # the thread that had the last team, …
 cdef double last_team = 0           # … and when
+cdef int dispatch_attempts = 0      # to measure what it costs to start a team
+cdef double SECONDS_TO_MEASURE = 2e-4
+cdef double SLOW_DISPATCH = 5e-5    # no runtime takes longer, once its threads run
+cdef double SECONDS_TO_SETTLE = 1e-2
 
 cdef int default_threads = 0    # 0: not asked for yet
 cdef int MOST_THREADS = 1024
@@ -259,8 +263,8 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
         return 1
     if ordinary and tuning.seconds_a_byte_alone == 0:
         return 1
-    if tuning.dispatch_seconds == 0:
-        tuning.dispatch_seconds = measure_dispatch(most if <size_t>most < worth_it else <int>worth_it)
+    if tuning.dispatch_seconds == 0 and not find_dispatch(most if <size_t>most < worth_it else <int>worth_it, now):
+        return 1
     if tuning.seconds_a_byte_alone > 0:
         worth_it = min(worth_it, <size_t>(length * tuning.seconds_a_byte_alone / tuning.dispatch_seconds))
     if worth_it < 2:
@@ -270,17 +274,28 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     return most if <size_t>most < worth_it else <int>worth_it
 
 
-cdef double measure_dispatch(int threads) noexcept:
-    """What it costs to start a team and wait for its end, once its threads are there: the least of some times."""
-    cdef double least = INFINITY, start
-    cdef int attempt, t, sum = 0
-    for attempt in range(6):
-        start = omp_get_wtime()
+cdef bint find_dispatch(int threads, double now) noexcept:
+    """Measure what it costs to start a team and wait for its end: the least of some times. False if it is too early.
+
+    New threads begin on the core of the one that starts them, and take turns with it until they have slept once. Then
+    steps stay alone for a little while, and the next one tries again.
+    """
+    global alone_until, dispatch_attempts
+    cdef double least = INFINITY, start = now, stop
+    cdef int t, sum = 0
+    while start < now + SECONDS_TO_MEASURE:
         with nogil:
             for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
                 sum += t
-        least = min(least, omp_get_wtime() - start)
-    return min(max(least, 1e-7), 5e-5)      # no runtime takes longer; a longer measurement was disturbed
+        stop = omp_get_wtime()
+        least = min(least, stop - start)
+        start = stop
+    dispatch_attempts += 1
+    if least > SLOW_DISPATCH and dispatch_attempts < 10:
+        alone_until = start + SECONDS_TO_SETTLE
+        return False
+    tuning.dispatch_seconds = min(max(least, 1e-7), SLOW_DISPATCH)
+    return True
 
 
 cdef void judge(size_t length, int threads, double start, double stop) noexcept:
