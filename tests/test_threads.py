@@ -184,7 +184,7 @@ def test_after_a_slow_team_steps_stay_alone_for_a_while(tune):
 
 @needs_openmp
 def test_unusual_steps_are_not_judged(tune):
-    """The first, which may touch new memory, and those that gather a gradient from afar."""
+    """The first, and the first with new state, which may touch new memory; those that gather a gradient from afar."""
     w, g = np.ones((300, 300), np.float32), np.ones((300, 300), np.float32)
     tune(slack_seconds=-1, slack_factor=0, patience=1e6, longest_pause=1e6)
     opt = rmsfast.RMSProp(w, num_threads=2)
@@ -192,6 +192,9 @@ def test_unusual_steps_are_not_judged(tune):
         opt.step(gradient)
         assert _kernel._team_size(w.nbytes, 2) == 2
     rmsfast.rmsprop_update(w, np.ones_like(w), g.T, num_threads=2)
+    assert _kernel._team_size(w.nbytes, 2) == 2
+    opt.param_groups[0]["momentum"] = 0.9
+    opt.step(g)
     assert _kernel._team_size(w.nbytes, 2) == 2
     opt.step(g)
     assert _kernel._team_size(w.nbytes, 2) == 1
@@ -223,8 +226,11 @@ def test_what_a_start_costs_is_measured_once_and_not_on_import(tune):
     output = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout
     assert float(output) == 0
     tune(dispatch_seconds=0)
-    _kernel._team_size(10**9, 2)
-    measured = tune()["dispatch_seconds"]
+    for _ in range(10):  # on a busy machine, the threads of a new team may take a while to settle
+        _kernel._team_size(10**9, 2)
+        measured = tune()["dispatch_seconds"]
+        if measured > 0:
+            break
     assert 0 < measured <= 5e-5
     _kernel._team_size(10**9, 2)
     assert tune()["dispatch_seconds"] == measured
