@@ -144,6 +144,21 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     assert refused > 0.8 * len(content)
 
 
+def test_arrays_in_each_others_place_are_refused(tmp_path):
+    """Each member is whole, and all are there: the digest alone tells."""
+    opt, w = small_run()
+    path = tmp_path / "run.npz"
+    opt.save(path)
+    with np.load(path) as file:
+        members = {name: file[name] for name in file.files}
+    members["param_0"], members["square_avg_0"] = members["square_avg_0"], members["param_0"]
+    np.savez(path, **members)
+    before = w.copy()
+    with pytest.raises(ValueError, match="damaged, .*its digest does not fit its content"):
+        opt.load(path)
+    assert_same_bits(w, before)
+
+
 def test_every_shortened_file_is_refused(tmp_path):
     opt, _ = small_run()
     path = tmp_path / "run.npz"
@@ -247,7 +262,9 @@ def test_a_header_that_promises_too_much_makes_no_array(tmp_path):
     opt.save(tmp_path / "run.npz")
     path = tmp_path / "run.npz"
     content = path.read_bytes()
-    path.write_bytes(content.replace(b"(3,), }  ", b"(3000000000000,), }"[:9] + b""))
+    promising = content.replace(b"(3,), }" + 12 * b" ", b"(3000000000000,), }")
+    assert promising != content
+    path.write_bytes(promising)
     with pytest.raises(ValueError, match="damaged"):
         opt.load(path)
 

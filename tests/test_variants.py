@@ -1,5 +1,6 @@
 """Every combination of settings has the bits of the reference, and each setting does what its name says."""
 
+import copy
 from itertools import combinations, product
 
 import numpy as np
@@ -392,6 +393,7 @@ def test_a_step_with_nonfinite_gradients_is_skipped(cls, clip):
             assert after["state"][key]["step"] == entry["step"] == 1
             for name in list(entry)[1:]:
                 assert_same_bits(after["state"][key][name], entry[name])
+    assert copy.deepcopy(opt).skipped_steps == 2
     opt.step(good)
     assert asked == [0, 1, 1, 1]
     assert opt.skipped_steps == 2
