@@ -166,6 +166,8 @@ def torch_with(compiled: bool = False, **settings) -> Callable[[Arrays, int], St
         optimizer = torch.optim.RMSprop(params, lr=LR, alpha=BETA, eps=EPS, **settings)
         for p, v in zip(params, arrays.v, strict=True):
             optimizer.state[p] = {"step": torch.tensor(0.0), "square_avg": torch.from_numpy(v)}
+        if compiled:
+            torch._dynamo.reset()  # it stops to compile after some cases
         return torch.compile(optimizer.step) if compiled else optimizer.step
 
     return make

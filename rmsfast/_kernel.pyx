@@ -161,12 +161,11 @@ cdef struct Tuning:
     double seconds_a_byte_alone
     # A team that takes longer than this, and than this many times what one thread takes alone, has waited for a core
     # that someone keeps busy. Idle threads of OpenBLAS do, for some milliseconds after each matrix product, and then a
-    # step on two threads can take a hundred times as long as on one.
+    # step on two threads can take a hundred times as long as on one. What was lost, times `patience`, is a debt: steps
+    # stay on the calling thread until teams would have gained as much. So at most half of the best is ever lost.
     double slack_seconds
     double slack_factor
-    # After such a team, steps stay on the calling thread for this many times as long as it took, or the longest pause.
     double patience
-    double longest_pause
 
 cdef Tuning tuning = Tuning(
     bytes_per_thread=1 << 17,
@@ -174,13 +173,13 @@ cdef Tuning tuning = Tuning(
     seconds_to_inherit=1,
     bytes_to_release_gil=1 << 16,
     seconds_a_byte_alone=0,
-    slack_seconds=5e-4,
-    slack_factor=4,
-    patience=100,
-    longest_pause=1,
+    slack_seconds=2e-4,
+    slack_factor=2,
+    patience=1,
 )
 cdef double slowest_byte = 2e-9     # no CPU takes longer alone; a longer measurement was disturbed
-cdef double alone_until = 0         # on the clock of omp_get_wtime
+cdef double debt = 0                # seconds that slow teams lost, and that others have to gain first
+cdef double alone_until = 0         # while new threads settle, on the clock of omp_get_wtime
 cdef unsigned long team_owner = 0   # the thread that had the last team, …
 cdef double last_team = 0           # … and when
 cdef int dispatch_attempts = 0      # to measure what it costs to start a team
@@ -251,7 +250,7 @@ cdef inline int most_threads(int wanted) except -1:
 
 cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     """How many threads a step on `length` bytes of parameters uses, of those that it may use."""
-    global team_owner, last_team
+    global team_owner, last_team, debt
     cdef size_t worth_it = length // tuning.bytes_per_thread
     cdef unsigned long me
     cdef double now
@@ -268,6 +267,9 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     if tuning.seconds_a_byte_alone > 0:
         worth_it = min(worth_it, <size_t>(length * tuning.seconds_a_byte_alone / tuning.dispatch_seconds))
     if worth_it < 2:
+        return 1
+    if debt > 0:
+        debt -= length * tuning.seconds_a_byte_alone * (1 - 1.0 / min(<size_t>most, worth_it))
         return 1
     team_owner = me
     last_team = now
@@ -300,20 +302,20 @@ cdef bint find_dispatch(int threads, double now) noexcept:
 
 cdef void judge(size_t length, int threads, double start, double stop) noexcept:
     """Learn from how long an ordinary step took that was large enough for a team."""
-    global alone_until
-    cdef double seconds = stop - start
+    global debt
+    cdef double seconds = stop - start, alone = tuning.seconds_a_byte_alone * length
     if threads == 1:
         tuning.seconds_a_byte_alone = min(seconds / length, slowest_byte)
-    elif seconds > tuning.slack_seconds + tuning.slack_factor * tuning.seconds_a_byte_alone * length:
-        alone_until = stop + min(tuning.patience * seconds, tuning.longest_pause)
+    elif seconds > tuning.slack_seconds + tuning.slack_factor * alone:
+        debt = tuning.patience * (seconds - alone)
 
 
 def _tune(**changes):
     """Change measured constants, and forget slow teams; return the constants from before. For tests."""
-    global tuning, alone_until, last_team
+    global tuning, alone_until, last_team, debt
     old = dict(tuning)
     tuning = {**old, **changes}
-    alone_until = last_team = 0
+    alone_until = last_team = debt = 0
     return old
 
 
