@@ -162,7 +162,8 @@ cdef struct Tuning:
     # A team that takes longer than this, and than this many times what one thread takes alone, has waited for a core
     # that someone keeps busy. Idle threads of OpenBLAS do, for some milliseconds after each matrix product, and then a
     # step on two threads can take a hundred times as long as on one. What was lost, times `patience`, is a debt: steps
-    # stay on the calling thread until teams would have gained as much. So at most half of the best is ever lost.
+    # stay on the calling thread until teams would have gained as much. So what is lost stays small beside what is
+    # gained, whatever others do.
     double slack_seconds
     double slack_factor
     double patience
@@ -173,9 +174,9 @@ cdef Tuning tuning = Tuning(
     seconds_to_inherit=1,
     bytes_to_release_gil=1 << 16,
     seconds_a_byte_alone=0,
-    slack_seconds=2e-4,
-    slack_factor=2,
-    patience=1,
+    slack_seconds=5e-6,
+    slack_factor=1,
+    patience=2,
 )
 cdef double slowest_byte = 2e-9     # no CPU takes longer alone; a longer measurement was disturbed
 cdef double debt = 0                # seconds that slow teams lost, and that others have to gain first
