@@ -624,6 +624,45 @@ def test_state_dicts_hold_what_the_settings_ask_for(rng):
     assert list(opt.state[0]) == ["step", "square_avg"]
 
 
+# ---- Settings that are refused ----
+
+NUMBERS, LIMITS = ["momentum", "weight_decay", "initial_square_avg"], ["clip_value", "clip_norm", "clip_global_norm"]
+SWITCHED = ["nesterov", "centered", "decoupled_weight_decay", "eps_inside_sqrt", "lr_in_momentum", "bias_correction"]
+REFUSED_VALUES = [
+    *[(name, value, ValueError, "a number ≥ 0") for name in NUMBERS for value in (-1e-9, np.nan, -np.inf)],
+    *[(name, value, TypeError, "a number ≥ 0") for name in NUMBERS for value in (None, "1", True, 1j, [1.0])],
+    *[(name, value, ValueError, "a number > 0 or None") for name in LIMITS for value in (0, -1.0, np.nan)],
+    *[(name, value, TypeError, "a number > 0 or None") for name in LIMITS for value in ("1", False, 1j)],
+    *[
+        (name, value, TypeError, "False or True")
+        for name in [*SWITCHED, "maximize"]
+        for value in (0, 1, None, "True", 1.0)
+    ],
+    *[("nonfinite", value, ValueError, "'propagate' or 'raise' or 'skip'") for value in ("Skip", "")],
+    *[("nonfinite", value, TypeError, "'propagate' or 'raise' or 'skip'") for value in (None, True, 0, b"skip")],
+]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(("name", "value", "error", "expected"), REFUSED_VALUES)
+def test_refused_values(cls, name, value, error, expected):
+    with pytest.raises(error) as caught:
+        cls(np.ones(3), **{name: value})
+    assert str(caught.value) == f"{name}: {value!r}, expected {expected}"
+    opt = cls(np.ones(3))
+    with pytest.raises(error):
+        opt.param_groups[0].update({"lr": 0.5, name: value})
+    assert opt.lr == 1e-3
+
+
+def test_switches_and_limits_of_other_types():
+    opt = rmsfast.RMSProp(np.ones(3), centered=np.True_, clip_norm=np.float32(0.5), momentum=np.int8(1), nesterov=True)
+    group = opt.param_groups[0]
+    assert group["centered"] is True
+    assert [type(group[name]) for name in ("clip_norm", "momentum")] == [float, float]
+    opt.step(np.ones(3))
+
+
 # ---- Settings without meaning together ----
 
 REFUSED_TOGETHER = [
