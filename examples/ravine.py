@@ -156,7 +156,7 @@ def draw_decay(axes):
         ylim=(1e-12, 1e14),
         xticks=range(0, STEPS + 1, 5),
     )
-    axes.legend(loc="center right", fontsize=8)
+    axes.legend(loc="lower left", fontsize=8)
 
 
 def draw(paths, path):
