@@ -147,13 +147,13 @@ ISA = isa.name.decode()
 
 cdef struct Tuning:
     # A thread is worth starting for this many bytes of parameters: 32 768 float32 elements take 3 to 17 µs on the CPUs
-    # tried. To start a team of two costs 1 to 6 µs, and in a training loop about 10 more, because the other cores have to
-    # fetch the gradients that the calling thread has just computed. Below twice as much, a step stays on that thread.
+    # tried. To start a team of two costs 1 to 6 µs, and in a training loop about 10 more, because the other cores have
+    # to fetch the gradients that the calling thread has just computed. Below twice as much, a step stays on that one.
     size_t bytes_per_thread
     # What starting a team costs here: measured once, before the first team works. A thread has to be worth that, too.
     double dispatch_seconds
-    # The runtime keeps idle threads for each thread that has called it, and lets them spin for a while. So that they stay
-    # few, one thread's steps have teams at a time; another's may when the first has had none for so many seconds.
+    # The runtime keeps idle threads for each thread that has called it, and lets them spin for a while. So that they
+    # stay few, one thread's steps have teams at a time; another's may when the first has had none for so many seconds.
     double seconds_to_inherit
     # Another Python thread gets the GIL during a step on this many bytes; below, handing it over costs too much of it.
     size_t bytes_to_release_gil
@@ -702,7 +702,7 @@ cdef int check_updatable(str name, cnp.ndarray a) except -1:
 
 
 cdef int describe(Item *item, cnp.ndarray w, int group) except -1:
-    """Fill in what stays of an item, but for its state; its `shape` and `strides` already point to room for the axes."""
+    """Fill in what stays of an item, but for its state; its `shape` and `strides` already have room for the axes."""
     cdef bint c_order = cnp.PyArray_IS_C_CONTIGUOUS(w)
     cdef int axis
     item.w = <char *>cnp.PyArray_DATA(w)
@@ -804,8 +804,8 @@ cdef const Span *overlap(const Span *spans, Py_ssize_t count, size_t start, size
     return &spans[low] if low < count and spans[low].start < stop else NULL
 
 
-cdef int refuse_shared(const Item *item, cnp.ndarray g, const Span *reach, const Span *spans, Py_ssize_t count, Line line,
-                       Py_ssize_t i) except -1:
+cdef int refuse_shared(const Item *item, cnp.ndarray g, const Span *reach, const Span *spans, Py_ssize_t count,
+                       Line line, Py_ssize_t i) except -1:
     """Raise if a gradient shares memory with a span. One that merely strides over a span, such as a column of a table
     that holds a parameter in another column, does not."""
     cdef const Span *span = overlap(spans, count, reach.start, reach.stop)
@@ -897,7 +897,8 @@ cdef class SummedRows:
             self.sums = np.empty((n - self.count) * size, np.uint8)
             mode = rmsfast_fpmode_enter()
             rmsfast_sum_repeated(<char *>cnp.PyArray_DATA(self.sums), found, self.count, self.grads, wanted, n,
-                                 self.first, size, slots, bits, NUMBERS[cnp.PyArray_TYPE(self.rows)][0] == RMSFAST_FLOAT64)
+                                 self.first, size, slots, bits,
+                                 NUMBERS[cnp.PyArray_TYPE(self.rows)][0] == RMSFAST_FLOAT64)
             rmsfast_fpmode_leave(mode)
         self.indices = distinct[:self.count]
         return 0
@@ -918,7 +919,8 @@ cdef int aim_at_rows(Item *item, SummedRows g, const Span *spans, Py_ssize_t cou
     """As `aim`. The rows were checked when they were summed; here, that this was done for a parameter such as this, and
     that they are where they were."""
     cdef Span reach
-    if (not same_dtype(item, g.rows) or <const char *>cnp.PyArray_DATA(g.rows) != g.first or g.limit != item.shape[0] or g.c_order != in_c_order(item)
+    if (not same_dtype(item, g.rows) or <const char *>cnp.PyArray_DATA(g.rows) != g.first
+            or g.limit != item.shape[0] or g.c_order != in_c_order(item)
             or cnp.PyArray_SIZE(g.rows) != cnp.PyArray_DIMS(g.rows)[0] * item.row):
         raise ValueError(f"{label(line, 'grads', i)}: rows of another parameter, or moved since they were given, "
                          "expected rows of this one, and their memory to stay")
@@ -986,7 +988,7 @@ cdef class Line:
     cdef readonly bint named
     cdef readonly bint single           # one array, given as itself
     cdef readonly list params
-    cdef list states                    # of each parameter, a list of STATE_ARRAYS arrays, with None where there is none
+    cdef list states                    # of each parameter, a list of STATE_ARRAYS arrays, or None for one
     cdef Py_ssize_t count
     cdef Item *items
     cdef Py_ssize_t *axes               # room for the shape and strides of every item
@@ -1150,7 +1152,7 @@ cdef class Line:
         return True
 
     cdef inline bint keep(self, Py_ssize_t i, PyObject *g) noexcept:
-        """Keep one gradient, unless it is None. False if it is no ndarray, or one of a subclass, and no `SummedRows`."""
+        """Keep one gradient, unless it is None. False if it is no ndarray, or of a subclass, and no `SummedRows`."""
         if g != <PyObject *>None:
             if not is_exact_array(g) and type(<object>g) is not SummedRows:
                 return False
@@ -1211,8 +1213,8 @@ cdef class Line:
                                  "sets it to zero")
             if cnp.PyArray_SIZE(g) > 0:
                 if folds(g):
-                    raise ValueError(f"{label(self, 'grads', i)}: strides {(<object>g).strides} with shape {shape_of(g)}, "
-                                     "expected elements that share no memory, because zero_grads sets them to zero")
+                    raise ValueError(f"{label(self, 'grads', i)}: strides {(<object>g).strides} with shape "
+                                     f"{shape_of(g)}, expected elements that share no memory, because zero_grads sets them to zero")
                 self.reaches[n] = reach_of(g)
                 self.reaches[n].owner = i
                 n += 1
@@ -1224,8 +1226,8 @@ cdef class Line:
                 ran = True
                 first, second = sorted([self.reaches[i].owner, self.reaches[j].owner])
                 if shares_memory(<object>self.items[first].grad, <object>self.items[second].grad):
-                    raise ValueError(f"{label(self, 'grads', second)}: shares memory with {label(self, 'grads', first)}, "
-                                     "expected memory of its own, because zero_grads sets it to zero")
+                    raise ValueError(f"{label(self, 'grads', second)}: shares memory with "
+                                     f"{label(self, 'grads', first)}, expected memory of its own, because zero_grads sets it to zero")
         return ran
 
     cdef void let_go(self) noexcept:
@@ -1289,8 +1291,8 @@ cdef class Line:
         for i in range(self.count):
             if (self.items[i].grad != NULL and self.items[i].nonfinite > 0
                     and self.settings[self.items[i].group].nonfinite == RMSFAST_RAISE):
-                raise FloatingPointError(f"{label(self, 'grads', i)}: {self.items[i].nonfinite} of {self.items[i].active} "
-                                         "elements are infinite or NaN, expected finite numbers (nonfinite='raise')")
+                raise FloatingPointError(f"{label(self, 'grads', i)}: {self.items[i].nonfinite} of "
+                                         f"{self.items[i].active} elements are infinite or NaN, expected finite numbers (nonfinite='raise')")
         return 0
 
     cdef int count_step(self) noexcept:
@@ -1503,8 +1505,8 @@ cdef class Plan:
     def step(self, grads, grad_scale, zero_grads):
         """Take one step, or raise and change nothing.
 
-        Returns False, with nothing done, if an argument is not in the common form: grads a list or tuple with an ndarray
-        (of no subclass), `SummedRows` or None for each parameter, a dict of such by name, the ndarray of a single
+        Returns False, with nothing done, if an argument is not in the common form: grads a list or tuple with an
+        ndarray (of no subclass), `SummedRows` or None for each parameter, a dict of such by name, the ndarray of a single
         parameter, or None where gradients are bound; grad_scale a finite float, not negative; zero_grads a bool.
         """
         cdef int most = most_threads(self.wanted_threads)
@@ -1618,7 +1620,11 @@ cdef class Plan:
         """
         cdef Line line = self.line
         return line, [
-            (key, line.items[i].steps, {name: a.view() for name, a in zip(STATE_NAMES, line.states[i]) if a is not None})
+            (
+                key,
+                line.items[i].steps,
+                {name: a.view() for name, a in zip(STATE_NAMES, line.states[i]) if a is not None},
+            )
             for i, key in enumerate(line.keys)
         ]
 
@@ -1678,8 +1684,8 @@ cdef bint shares_any(a, const Span *spans, Py_ssize_t count):
 
 def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not None,
            double lr, double beta, double eps, num_threads=None, rule=None):
-    """Update w and v in place. A `rule`, called with them and g as flat arrays of real numbers, takes the kernel's place.
-    See `rmsfast.rmsprop_update`."""
+    """Update w and v in place. A `rule`, called with them and g as flat arrays of real numbers, takes the kernel's
+    place. See `rmsfast.rmsprop_update`."""
     cdef Item item
     cdef Span spans[2]
     cdef Py_ssize_t axes[2 * 64]        # NumPy's arrays have at most 64 axes
