@@ -12,7 +12,7 @@ cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY, isinf, ldexp, pow, sqrt
 from libc.stdlib cimport qsort
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from cpython.dict cimport PyDict_CheckExact, PyDict_Size
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
@@ -332,20 +332,20 @@ cdef enum:
 
 STATE_NAMES = "square_avg", "grad_avg", "momentum_buffer"
 
-cdef struct Item:
-    # One parameter on the line. What a step changes:
+cdef struct Gradient:
+    # What a step takes for one parameter.
     char *g                 # NULL: this step leaves the parameter alone
-    bint direct             # the gradient lies as the parameter does; else it is gathered with `strides`
     Py_ssize_t active       # elements that this step updates: all, or those of `rows`
     const Py_ssize_t *rows  # NULL: all; else those that have a gradient, and where it is
     const char *const *row_grads
     size_t end              # on the line: bytes up to the end of this item, and what items cost beside them
     Py_ssize_t first_block  # of the measured blocks, this item's first
-    Py_ssize_t nonfinite    # elements of the gradient, where they were counted
     double clip_factor
-    PyObject *grad          # the reference that keeps g's memory
-    # What stays:
-    char *bound             # where the bound gradient was when it was bound
+    Py_ssize_t direct       # the gradient lies as the parameter does; else it is gathered with the item's `strides`
+
+cdef struct Item:
+    # One parameter on the line, as all threads read it. What every step writes is not here but in `Record`: see `put`.
+    Gradient gradient
     char *w
     char *state[STATE_ARRAYS]   # NULL where the settings ask for none
     Py_ssize_t n            # elements
@@ -359,11 +359,18 @@ cdef struct Item:
     int ndim
     Py_ssize_t *shape
     Py_ssize_t *strides     # the gradient's, where it is not direct
-    Py_ssize_t steps
+
+cdef struct Record:
+    # What the calling thread keeps of a parameter.
+    PyObject *grad          # the reference that keeps the gradient's memory
+    Py_ssize_t steps        # taken
+    Py_ssize_t nonfinite    # elements of the gradient, where they were counted
+    char *bound             # where the bound gradient was when it was bound
 
 cdef struct Work:
     # What the threads have to do: to update the items, or, where `blocks` is there, to measure their gradients.
     const Item *items
+    const Record *records
     Py_ssize_t count
     const rmsfast_settings *settings    # by group
     double grad_scale
@@ -371,6 +378,14 @@ cdef struct Work:
     rmsfast_block *blocks
     double shrink
     bint measure_all                    # a norm over all parameters is asked for
+
+
+cdef inline void put(void *place, const void *new, size_t size) noexcept nogil:
+    """Write what all threads read, but only if it differs: a line of memory that one core writes has to be fetched again
+    by the others, at 50 to 200 ns each."""
+    if memcmp(place, new, size) != 0:
+        memcpy(place, new, size)
+
 
 cdef enum:
     CACHE_LINE = 64
@@ -389,11 +404,11 @@ cdef inline Py_ssize_t cut(const Item *item, size_t begin, size_t at) noexcept n
     cdef size_t inside
     if at <= begin:
         return 0
-    if at >= item.end:
-        return item.active
-    inside = min(at - begin, <size_t>(item.active * item.itemsize))
-    if inside == <size_t>(item.active * item.itemsize):
-        return item.active
+    if at >= item.gradient.end:
+        return item.gradient.active
+    inside = min(at - begin, <size_t>(item.gradient.active * item.itemsize))
+    if inside == <size_t>(item.gradient.active * item.itemsize):
+        return item.gradient.active
     inside -= min(inside, (<size_t>item.w + inside) % CACHE_LINE)
     return <Py_ssize_t>inside // item.itemsize
 
@@ -421,31 +436,31 @@ cdef inline const char *bring_in(const Item *item, Py_ssize_t start, Py_ssize_t 
     """
     cdef Py_ssize_t k, inside
     place[0] = start
-    if item.direct:
-        return item.g + start * item.itemsize
-    if item.rows == NULL:
-        rmsfast_gather(room, item.g, start, n[0], item.itemsize, item.ndim, item.shape, item.strides,
+    if item.gradient.direct:
+        return item.gradient.g + start * item.itemsize
+    if item.gradient.rows == NULL:
+        rmsfast_gather(room, item.gradient.g, start, n[0], item.itemsize, item.ndim, item.shape, item.strides,
                        not in_c_order(item))
         return <const char *>room
     k = start // item.row
     inside = start % item.row
-    if inside == 0 and (k + ROWS_AHEAD + 1) * item.row <= item.active:
-        fetch_row(item, item.rows[k + ROWS_AHEAD])
+    if inside == 0 and (k + ROWS_AHEAD + 1) * item.row <= item.gradient.active:
+        fetch_row(item, item.gradient.rows[k + ROWS_AHEAD])
     if in_c_order(item):
-        place[0] = item.rows[k] * item.row + inside
+        place[0] = item.gradient.rows[k] * item.row + inside
         n[0] = min(n[0], item.row - inside)
     else:
-        place[0] = item.rows[k] + item.shape[0] * inside
+        place[0] = item.gradient.rows[k] + item.shape[0] * inside
         n[0] = 1
-    return item.row_grads[k] + inside * item.itemsize
+    return item.gradient.row_grads[k] + inside * item.itemsize
 
 
 cdef inline void erase(const Item *item, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
     """Set elements of a gradient to zero."""
-    if item.direct:
-        memset(item.g + start * item.itemsize, 0, n * item.itemsize)
-    elif item.rows == NULL:
-        rmsfast_zero(item.g, start, n, item.itemsize, item.ndim, item.shape, item.strides, not in_c_order(item))
+    if item.gradient.direct:
+        memset(item.gradient.g + start * item.itemsize, 0, n * item.itemsize)
+    elif item.gradient.rows == NULL:
+        rmsfast_zero(item.gradient.g, start, n, item.itemsize, item.ndim, item.shape, item.strides, not in_c_order(item))
 
 
 cdef inline bint in_c_order(const Item *item) noexcept nogil:
@@ -462,19 +477,20 @@ cdef struct Update:
     rmsfast_update function
 
 
-cdef inline void choose_update(Update *update, const Work *work, const Item *item) noexcept nogil:
-    """Choose how to update an item, unless it is as the item before."""
+cdef inline void choose_update(Update *update, const Work *work, Py_ssize_t i) noexcept nogil:
+    """Choose how to update the i-th item, unless it is as the item before."""
+    cdef const Item *item = &work.items[i]
     cdef const rmsfast_settings *s = &work.settings[item.group]
-    cdef Py_ssize_t step = item.steps + 1 if s.bias_correction else 0
+    cdef Py_ssize_t step = work.records[i].steps + 1 if s.bias_correction else 0
     cdef const rmsfast_stages *all_stages = isa.stages[item.dtype]
-    if (update.settings == s and update.dtype == item.dtype and update.clip_factor == item.clip_factor
+    if (update.settings == s and update.dtype == item.dtype and update.clip_factor == item.gradient.clip_factor
             and update.step == step):
         return
     update.settings = s
     update.dtype = item.dtype
-    update.clip_factor = item.clip_factor
+    update.clip_factor = item.gradient.clip_factor
     update.step = step
-    all_stages.form(&update.scalars, s, work.grad_scale, item.clip_factor,
+    all_stages.form(&update.scalars, s, work.grad_scale, item.gradient.clip_factor,
                     1 / (1 - pow(s.beta, <double>step)) if s.bias_correction else 1)
     update.function = all_stages.update[s.centered][
         RMSFAST_NO_MOMENTUM if s.momentum == 0 else RMSFAST_NESTEROV if s.nesterov else RMSFAST_MOMENTUM]
@@ -485,7 +501,7 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
     """Update elements [start, stop) of those of a parameter that this step updates, tile by tile, stage by stage."""
     cdef double gathered[TILE]
     cdef Py_ssize_t tile = TILE // item.reals
-    cdef Py_ssize_t most = stop if item.direct and not work.zero_grads else tile
+    cdef Py_ssize_t most = stop if item.gradient.direct and not work.zero_grads else tile
     cdef Py_ssize_t n, place
     cdef const char *g
     if stop - start > 4 * tile:     # worth it: the first tile ends, and all others begin, at a cache line
@@ -513,10 +529,10 @@ cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_
     cdef rmsfast_block *block
     cdef const char *g
     start -= start % size
-    stop -= 0 if stop == item.active else stop % size
-    block = work.blocks + item.first_block + start // size
-    if item.direct:
-        stages.measure(block, item.g + start * item.itemsize, (stop - start) * item.reals, work.grad_scale, work.shrink)
+    stop -= 0 if stop == item.gradient.active else stop % size
+    block = work.blocks + item.gradient.first_block + start // size
+    if item.gradient.direct:
+        stages.measure(block, item.gradient.g + start * item.itemsize, (stop - start) * item.reals, work.grad_scale, work.shrink)
         return
     while start < stop:
         filled = 0
@@ -544,24 +560,24 @@ cdef void work_stretch(const Work *work, size_t start, size_t stop) noexcept nog
     update.settings = NULL
     while low < high:       # the first item that ends after start
         i = (low + high) // 2
-        if work.items[i].end > start:
+        if work.items[i].gradient.end > start:
             high = i
         else:
             low = i + 1
-    begin = work.items[low - 1].end if low > 0 else 0
+    begin = work.items[low - 1].gradient.end if low > 0 else 0
     for i in range(low, work.count):
         if begin >= stop:
             break
         item = &work.items[i]
-        if item.g != NULL:
+        if item.gradient.g != NULL:
             first = cut(item, begin, start)
             last = cut(item, begin, stop)
             if work.blocks == NULL:
-                choose_update(&update, work, item)
+                choose_update(&update, work, i)
                 update_item(work, item, &update, first, last)
             elif work.measure_all or asks_for_measures(&work.settings[item.group]):
                 measure_item(work, item, first, last)
-        begin = item.end
+        begin = item.gradient.end
     rmsfast_fpmode_leave(mode)
 
 
@@ -583,7 +599,7 @@ cdef void run(const Work *work, int most, bint ordinary) noexcept:
     Ordinary work is an update whose time says something: it gathers no gradient, and touches no memory for the first
     time.
     """
-    cdef size_t length = work.items[work.count - 1].end if work.count > 0 else 0
+    cdef size_t length = work.items[work.count - 1].gradient.end if work.count > 0 else 0
     cdef int threads = team_size(length, most, ordinary)
     cdef double start, stop
     if length < tuning.bytes_to_release_gil and threads == 1:
@@ -606,14 +622,14 @@ cdef rmsfast_block measure_of(const Work *work, const Item *item) noexcept nogil
     """The measure of a gradient: that of its blocks, from the first to the last."""
     cdef rmsfast_block whole = rmsfast_block(0, 0)
     cdef Py_ssize_t k
-    for k in range(item.first_block, item.first_block + blocks_of(item)):
+    for k in range(item.gradient.first_block, item.gradient.first_block + blocks_of(item, item.gradient.active)):
         whole.squares += work.blocks[k].squares
         whole.nonfinite += work.blocks[k].nonfinite
     return whole
 
 
-cdef inline Py_ssize_t blocks_of(const Item *item) noexcept nogil:
-    return (item.active * item.reals + RMSFAST_BLOCK - 1) // RMSFAST_BLOCK
+cdef inline Py_ssize_t blocks_of(const Item *item, Py_ssize_t active) noexcept nogil:
+    return (active * item.reals + RMSFAST_BLOCK - 1) // RMSFAST_BLOCK
 
 
 cdef inline double factor(double norm, double most) noexcept nogil:
@@ -637,10 +653,10 @@ cdef double norm_after_overflow(Work *work, const Item *item) noexcept nogil:
     work.shrink = ldexp(1, SHRINK)
     for i in range(work.count):
         each = &work.items[i]
-        if each.g == NULL or not (item == NULL or item == each):
+        if each.gradient.g == NULL or not (item == NULL or item == each):
             continue
         if each.dtype == RMSFAST_FLOAT64:
-            measure_item(work, each, 0, each.active)
+            measure_item(work, each, 0, each.gradient.active)
         part = measure_of(work, each).squares
         if each.dtype == RMSFAST_FLOAT64 or isinf(part):
             squares += part
@@ -752,29 +768,30 @@ cdef tuple expected_shape(const Item *item):
     return tuple([item.shape[axis] for axis in range(item.ndim)])
 
 
-cdef int aim(Item *item, cnp.ndarray g, const Span *spans, Py_ssize_t count, Line line, Py_ssize_t i) except -1:
-    """Check a gradient against its parameter and all memory that the step writes; point the item to it.
+cdef int aim(const Item *item, Gradient *found, cnp.ndarray g, const Span *spans, Py_ssize_t count, Line line,
+             Py_ssize_t i) except -1:
+    """Check a gradient against its parameter and all memory that the step writes, and note where it was found.
 
     No Python code runs here, unless to raise: whatever was checked stays as it is until the step is done with it.
     """
     cdef Span reach
-    item.rows = NULL
-    item.active = item.n
-    item.clip_factor = 1
-    item.direct = True
     if not same_dtype(item, g):
         raise TypeError(f"{label(line, 'grads', i)}: dtype {g.dtype}, expected {dtype_name(item)}, as the parameter")
     if not same_shape(item, g):
         raise ValueError(f"{label(line, 'grads', i)}: shape {shape_of(g)}, expected {expected_shape(item)}")
+    found.direct = item.n == 0 or cnp.PyArray_FLAGS(g) & item.layout == item.layout
+    found.active = item.n
+    found.clip_factor = 1
     if item.n == 0:
         return 0
-    item.direct = cnp.PyArray_FLAGS(g) & item.layout == item.layout
+    found.g = <char *>cnp.PyArray_DATA(g)
+    if found.direct and item.gradient.direct and found.g == item.gradient.g:
+        return 0    # the memory that the step before took, and checked
     reach = reach_of(g)
     refuse_shared(item, g, &reach, spans, count, line, i)
-    if not item.direct:
+    if not found.direct:
         for axis in range(item.ndim):
             item.strides[axis] = cnp.PyArray_STRIDES(g)[axis]
-    item.g = <char *>cnp.PyArray_DATA(g)
     return 0
 
 
@@ -915,7 +932,8 @@ cdef class SummedRows:
         return rows if self.c_order else rows.transpose(0, *range(rows.ndim - 1, 0, -1))
 
 
-cdef int aim_at_rows(Item *item, SummedRows g, const Span *spans, Py_ssize_t count, Line line, Py_ssize_t i) except -1:
+cdef int aim_at_rows(const Item *item, Gradient *found, SummedRows g, const Span *spans, Py_ssize_t count, Line line,
+                     Py_ssize_t i) except -1:
     """As `aim`. The rows were checked when they were summed; here, that this was done for a parameter such as this, and
     that they are where they were."""
     cdef Span reach
@@ -924,15 +942,14 @@ cdef int aim_at_rows(Item *item, SummedRows g, const Span *spans, Py_ssize_t cou
             or cnp.PyArray_SIZE(g.rows) != cnp.PyArray_DIMS(g.rows)[0] * item.row):
         raise ValueError(f"{label(line, 'grads', i)}: rows of another parameter, or moved since they were given, "
                          "expected rows of this one, and their memory to stay")
-    item.rows = <const Py_ssize_t *>cnp.PyArray_DATA(g.indices)
-    item.row_grads = g.grads
-    item.active = g.count * item.row
-    item.clip_factor = 1
-    item.direct = False
-    if item.active > 0:
+    found.rows = <const Py_ssize_t *>cnp.PyArray_DATA(g.indices)
+    found.row_grads = g.grads
+    found.active = g.count * item.row
+    found.clip_factor = 1
+    if found.active > 0:
         reach = reach_of(g.given)
         refuse_shared(item, g.given, &reach, spans, count, line, i)
-        item.g = <char *>g.grads[0]
+        found.g = <char *>g.grads[0]
     return 0
 
 
@@ -991,6 +1008,8 @@ cdef class Line:
     cdef list states                    # of each parameter, a list of STATE_ARRAYS arrays, or None for one
     cdef Py_ssize_t count
     cdef Item *items
+    cdef Record *records
+    cdef Work *work
     cdef Py_ssize_t *axes               # room for the shape and strides of every item
     cdef Span *spans                    # of all memory that steps write, sorted
     cdef Py_ssize_t n_spans
@@ -1024,6 +1043,8 @@ cdef class Line:
 
         self.settings = <rmsfast_settings *>calloc(len(self.groups), sizeof(rmsfast_settings))
         self.items = <Item *>calloc(self.count, sizeof(Item))
+        self.records = <Record *>calloc(self.count, sizeof(Record))
+        self.work = <Work *>calloc(1, sizeof(Work))
         self.reaches = <Span *>calloc(self.count, sizeof(Span))
         self.axes = axes = <Py_ssize_t *>calloc(room, sizeof(Py_ssize_t))
         for i in range(self.count):
@@ -1033,7 +1054,7 @@ cdef class Line:
             axes += 2 * cnp.PyArray_NDIM(w)
             describe(&self.items[i], w, group_of[i])
             if i < kept:
-                self.items[i].steps = shorter.items[i].steps
+                self.records[i].steps = shorter.records[i].steps
         states = [] if shorter is None else shorter.states.copy()
         for i in range(kept, self.count):
             square_avg = new_square_avg(self.params[i], self.groups[group_of[i]]["initial_square_avg"])
@@ -1043,6 +1064,8 @@ cdef class Line:
 
     def __dealloc__(self):
         PyMem_Free(self.items)
+        PyMem_Free(self.records)
+        PyMem_Free(self.work)
         PyMem_Free(self.axes)
         PyMem_Free(self.spans)
         PyMem_Free(self.reaches)
@@ -1105,6 +1128,7 @@ cdef class Line:
         self.states = states
         self.warm = False
         for i in range(self.count):
+            self.items[i].gradient.g = NULL     # it was checked against the spans from before
             for k, a in enumerate(states[i]):
                 self.items[i].state[k] = NULL if a is None else <char *>cnp.PyArray_DATA(a)
         return 0
@@ -1157,7 +1181,7 @@ cdef class Line:
             if not is_exact_array(g) and type(<object>g) is not SummedRows:
                 return False
             Py_INCREF(<object>g)
-            self.items[i].grad = g
+            self.records[i].grad = g
         return True
 
     cdef int verify(self) except -1:
@@ -1167,31 +1191,35 @@ cdef class Line:
         """
         cdef Py_ssize_t i
         cdef size_t end = 0
-        cdef Item *item
+        cdef const Item *item
+        cdef PyObject *grad
+        cdef Gradient found
         for i in range(self.count):     # first, since the spans are right only if no parameter moved
             check_unmoved(&self.items[i], <cnp.ndarray>PyList_GET_ITEM(self.params, i), self, i)
         self.plain = True
         self.n_blocks = 0
         for i in range(self.count):
             item = &self.items[i]
-            item.g = NULL
-            if item.grad != NULL:
-                if is_exact_array(item.grad):
-                    aim(item, <cnp.ndarray>item.grad, self.spans, self.n_spans, self, i)
+            grad = self.records[i].grad
+            memset(&found, 0, sizeof(found))
+            if grad != NULL:
+                if is_exact_array(grad):
+                    aim(item, &found, <cnp.ndarray>grad, self.spans, self.n_spans, self, i)
                 else:
-                    aim_at_rows(item, <SummedRows>item.grad, self.spans, self.n_spans, self, i)
-                self.plain &= item.direct
-                end += item.active * item.itemsize + ITEM_COST
-                item.first_block = self.n_blocks
-                self.n_blocks += blocks_of(item)
-            item.end = end
+                    aim_at_rows(item, &found, <SummedRows>grad, self.spans, self.n_spans, self, i)
+                self.plain &= found.direct
+                end += found.active * item.itemsize + ITEM_COST
+                found.first_block = self.n_blocks
+                self.n_blocks += blocks_of(item, found.active)
+            found.end = end
+            put(&self.items[i].gradient, &found, sizeof(found))
         return 0
 
     cdef int check_bound(self) except -1:
         """Refuse bound gradients that are no longer where they were."""
         cdef Py_ssize_t i
         for i in range(self.count):
-            if self.items[i].g != self.items[i].bound:
+            if self.items[i].gradient.g != self.records[i].bound:
                 raise ValueError(f"{label(self, 'grads', i)}: resized or moved after it was bound, expected the same "
                                  "memory: bind the gradients again")
         return 0
@@ -1205,9 +1233,9 @@ cdef class Line:
         cdef cnp.ndarray g
         ran = False
         for i in range(self.count):
-            if self.items[i].grad == NULL:
+            if self.records[i].grad == NULL:
                 continue
-            g = memory_of(self.items[i].grad)
+            g = memory_of(self.records[i].grad)
             if not cnp.PyArray_ISWRITEABLE(g):
                 raise ValueError(f"{label(self, 'grads', i)}: read-only, expected a writable array, because zero_grads "
                                  "sets it to zero")
@@ -1225,7 +1253,7 @@ cdef class Line:
                     break
                 ran = True
                 first, second = sorted([self.reaches[i].owner, self.reaches[j].owner])
-                if shares_memory(<object>self.items[first].grad, <object>self.items[second].grad):
+                if shares_memory(<object>self.records[first].grad, <object>self.records[second].grad):
                     raise ValueError(f"{label(self, 'grads', second)}: shares memory with "
                                      f"{label(self, 'grads', first)}, expected memory of its own, because zero_grads sets it to zero")
         return ran
@@ -1235,9 +1263,9 @@ cdef class Line:
         cdef Py_ssize_t i
         cdef PyObject *g
         for i in range(self.count):
-            g = self.items[i].grad
+            g = self.records[i].grad
             if g != NULL:
-                self.items[i].grad = NULL
+                self.records[i].grad = NULL
                 Py_DECREF(<object>g)
 
     cdef int make_room_for_blocks(self) except -1:
@@ -1261,19 +1289,19 @@ cdef class Line:
         for i in range(self.count):
             item = &self.items[i]
             s = &self.settings[item.group]
-            if item.g == NULL or not (self.measures_all or asks_for_measures(s)):
+            if item.gradient.g == NULL or not (self.measures_all or asks_for_measures(s)):
                 continue
             measure = measure_of(work, item)
             squares += measure.squares
             nonfinite += measure.nonfinite
-            item.nonfinite = measure.nonfinite
+            self.records[i].nonfinite = measure.nonfinite
             if measure.nonfinite > 0 and s.nonfinite != RMSFAST_PROPAGATE and answer != RMSFAST_RAISE:
                 answer = s.nonfinite
             if s.clip_norm != INFINITY:
                 norm = sqrt(measure.squares)
                 if isinf(norm) and measure.nonfinite == 0:
                     norm = norm_after_overflow(work, item)
-                item.clip_factor = factor(norm, s.clip_norm)
+                item.gradient.clip_factor = factor(norm, s.clip_norm)
         if self.measures_all and answer == RMSFAST_PROPAGATE:
             norm = sqrt(squares)
             if isinf(norm) and nonfinite == 0:
@@ -1281,7 +1309,7 @@ cdef class Line:
             for i in range(self.count):
                 s = &self.settings[self.items[i].group]
                 if s.clip_global_norm != INFINITY:
-                    self.items[i].clip_factor = factor(norm, s.clip_global_norm)
+                    self.items[i].gradient.clip_factor = factor(norm, s.clip_global_norm)
         rmsfast_fpmode_leave(mode)
         return answer
 
@@ -1289,24 +1317,24 @@ cdef class Line:
         """Raise for the first parameter whose gradient has nonfinite elements and that wants it so."""
         cdef Py_ssize_t i
         for i in range(self.count):
-            if (self.items[i].grad != NULL and self.items[i].nonfinite > 0
+            if (self.records[i].grad != NULL and self.records[i].nonfinite > 0
                     and self.settings[self.items[i].group].nonfinite == RMSFAST_RAISE):
-                raise FloatingPointError(f"{label(self, 'grads', i)}: {self.items[i].nonfinite} of "
-                                         f"{self.items[i].active} elements are infinite or NaN, expected finite numbers (nonfinite='raise')")
+                raise FloatingPointError(f"{label(self, 'grads', i)}: {self.records[i].nonfinite} of "
+                                         f"{self.items[i].gradient.active} elements are infinite or NaN, expected finite numbers (nonfinite='raise')")
         return 0
 
     cdef int count_step(self) noexcept:
         """Count this step for each parameter that has a gradient."""
         cdef Py_ssize_t i
         for i in range(self.count):
-            self.items[i].steps += self.items[i].grad != NULL
+            self.records[i].steps += self.records[i].grad != NULL
         return 0
 
     cdef Py_ssize_t most_steps(self) noexcept:
         """The largest step count of all parameters."""
         cdef Py_ssize_t i, most = 0
         for i in range(self.count):
-            most = max(most, self.items[i].steps)
+            most = max(most, self.records[i].steps)
         return most
 
     cdef int apply(self, rule, double grad_scale) except -1:
@@ -1319,25 +1347,25 @@ cdef class Line:
         cdef Py_ssize_t i
         cdef int answer = RMSFAST_PROPAGATE, wanted
         cdef Item *item
-        stepping = [i for i in range(self.count) if self.items[i].grad != NULL]
+        stepping = [i for i in range(self.count) if self.records[i].grad != NULL]
         parameters = []
         for i in stepping:
             item = &self.items[i]
-            g = <object>item.grad
+            g = <object>self.records[i].grad
             arrays = [self.params[i], *self.states[i]]
             if isinstance(g, SummedRows):
                 arrays = [None if a is None else a[(<SummedRows>g).indices] for a in arrays]
                 g = (<SummedRows>g).values()
             flat = [None if a is None else in_memory_order(item, a) for a in [*arrays, g]]
-            parameters.append((self.values[item.group], item.steps + 1, *flat))
+            parameters.append((self.values[item.group], self.records[i].steps + 1, *flat))
         for i, nonfinite in zip(stepping, rule(parameters, grad_scale)):
-            self.items[i].nonfinite = nonfinite
+            self.records[i].nonfinite = nonfinite
             wanted = self.settings[self.items[i].group].nonfinite
             if nonfinite > 0 and answer != RMSFAST_RAISE:
                 answer = wanted
         if answer == RMSFAST_PROPAGATE:
             for i, (_, _, *flat, _) in zip(stepping, parameters):
-                g = <object>self.items[i].grad
+                g = <object>self.records[i].grad
                 if isinstance(g, SummedRows):
                     for a, rows in zip([self.params[i], *self.states[i]], flat):
                         if a is not None:
@@ -1349,7 +1377,7 @@ cdef class Line:
         cdef Py_ssize_t i
         cdef PyObject *g
         for i in range(self.count):
-            g = self.items[i].grad
+            g = self.records[i].grad
             if g != NULL and not (rows_only and is_exact_array(g)):
                 memory_of(g)[...] = 0
         return 0
@@ -1495,7 +1523,7 @@ cdef class Plan:
                     return False
                 line.verify()
                 for i in range(line.count):
-                    line.items[i].bound = line.items[i].g
+                    line.records[i].bound = line.items[i].gradient.g
             line.bound = grads
             return True
         finally:
@@ -1513,6 +1541,7 @@ cdef class Plan:
         cdef Line line
         cdef Work work
         cdef bint bound
+        memset(&work, 0, sizeof(work))
         if not PyFloat_CheckExact(grad_scale) or not (zero_grads is False or zero_grads is True):
             return False
         work.grad_scale = PyFloat_AS_DOUBLE(grad_scale)
@@ -1535,33 +1564,36 @@ cdef class Plan:
                 line.check_bound()
             if line.measures:
                 line.make_room_for_blocks()
-            self.take(line, &work, most)
+            work.items = line.items
+            work.records = line.records
+            work.count = line.count
+            work.settings = line.settings
+            work.measure_all = line.measures_all
+            work.shrink = 1
+            put(line.work, &work, sizeof(work))
+            self.take(line, most)
             return True
         finally:
             line.let_go()
             self.release()
 
-    cdef int take(self, Line line, Work *work, int most) except -1:
+    cdef int take(self, Line line, int most) except -1:
         """Take a step for which everything was checked."""
+        cdef Work *work = line.work
         cdef int answer = RMSFAST_PROPAGATE
-        work.items = line.items
-        work.count = line.count
-        work.settings = line.settings
-        work.measure_all = line.measures_all
-        work.shrink = 1
         if self.rule is not None:
             answer = line.apply(self.rule, work.grad_scale)
         elif line.measures:
             work.blocks = line.blocks
             run(work, most, False)
             answer = line.conclude(work)
+            work.blocks = NULL
         if answer == RMSFAST_RAISE:
             line.refuse_nonfinite()
         elif answer == RMSFAST_SKIP:
             self.skipped += 1
         else:
             if self.rule is None:
-                work.blocks = NULL
                 run(work, most, line.warm and line.plain)
                 line.warm = True
             line.count_step()
@@ -1598,8 +1630,8 @@ cdef class Plan:
             line.verify()
             stretches = []
             for t in range(threads):
-                start = start_of(line.items[line.count - 1].end, t, threads)
-                stop = start_of(line.items[line.count - 1].end, t + 1, threads)
+                start = start_of(line.items[line.count - 1].gradient.end, t, threads)
+                stop = start_of(line.items[line.count - 1].gradient.end, t + 1, threads)
                 stretches.append([])
                 begin = 0
                 for i in range(line.count):
@@ -1607,7 +1639,7 @@ cdef class Plan:
                     last = cut(&line.items[i], begin, stop)
                     if first < last:
                         stretches[t].append((i, first, last))
-                    begin = line.items[i].end
+                    begin = line.items[i].gradient.end
             return stretches
         finally:
             line.let_go()
@@ -1622,7 +1654,7 @@ cdef class Plan:
         return line, [
             (
                 key,
-                line.items[i].steps,
+                line.records[i].steps,
                 {name: a.view() for name, a in zip(STATE_NAMES, line.states[i]) if a is not None},
             )
             for i, key in enumerate(line.keys)
@@ -1661,7 +1693,7 @@ cdef class Plan:
             own += self.line.states[line.count:]
             self.line.take_states(own)
             for i in range(line.count):
-                self.line.items[i].steps = steps[i]
+                self.line.records[i].steps = steps[i]
                 for a, old in zip(given[i], own[i]):
                     if a is not None:
                         old[...] = a
@@ -1687,6 +1719,7 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
     """Update w and v in place. A `rule`, called with them and g as flat arrays of real numbers, takes the kernel's
     place. See `rmsfast.rmsprop_update`."""
     cdef Item item
+    cdef Gradient found
     cdef Span spans[2]
     cdef Py_ssize_t axes[2 * 64]        # NumPy's arrays have at most 64 axes
     cdef rmsfast_settings settings
@@ -1712,8 +1745,10 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
     spans[1 if w_first else 0] = Span(<size_t>item.state[SQUARE_AVG], <size_t>item.state[SQUARE_AVG] + nbytes, 1)
     if spans[0].stop > spans[1].start and nbytes > 0:
         raise ValueError("v: shares memory with w, expected memory of its own")
-    aim(&item, g, spans, 2, None, 0)
-    item.end = nbytes
+    memset(&found, 0, sizeof(found))
+    aim(&item, &found, g, spans, 2, None, 0)
+    found.end = nbytes
+    item.gradient = found
     if rule is not None:
         rule(*[in_memory_order(&item, a) for a in (w, v, g)])
         return
@@ -1727,4 +1762,4 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
     work.count = 1
     work.settings = &settings
     work.grad_scale = 1
-    run(&work, most, item.direct)
+    run(&work, most, item.gradient.direct)
