@@ -150,6 +150,9 @@ cdef struct Tuning:
     # tried. To start a team of two costs 1 to 6 µs, and in a training loop about 10 more, because the other cores have
     # to fetch the gradients that the calling thread has just computed. Below twice as much, a step stays on that one.
     size_t bytes_per_thread
+    # No team is larger than the number of cores that the process may use, as it was when the first was wanted: threads
+    # that take turns on a core wait for each other at the end of every step. 0: not asked for yet.
+    int cores
     # What starting a team costs here: measured once, before the first team works. A thread has to be worth that, too.
     double dispatch_seconds
     # The runtime keeps idle threads for each thread that has called it, and lets them spin for a while. So that they
@@ -170,6 +173,7 @@ cdef struct Tuning:
 
 cdef Tuning tuning = Tuning(
     bytes_per_thread=1 << 17,
+    cores=0,
     dispatch_seconds=0,
     seconds_to_inherit=1,
     bytes_to_release_gil=1 << 16,
@@ -229,7 +233,8 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        From 1 to 1024. Small steps use fewer: a thread has to be worth its start.
+        From 1 to 1024. Small steps use fewer, because a thread has to be worth its start, and no step uses more than
+        this process has cores.
 
     Raises
     ------
@@ -244,9 +249,13 @@ def set_num_threads(n):
 
 cdef inline int most_threads(int wanted) except -1:
     """How many threads a call may use that wants so many, or 0 for the default."""
-    if wanted != 0:
-        return wanted
-    return default_threads if default_threads != 0 else get_num_threads()
+    cdef int most = wanted if wanted != 0 else default_threads if default_threads != 0 else get_num_threads()
+    if most == 1:
+        return 1
+    if tuning.cores == 0:
+        from rmsfast.threads import usable_cores
+        tuning.cores = usable_cores()
+    return min(most, tuning.cores)
 
 
 cdef int team_size(size_t length, int most, bint ordinary) noexcept:
@@ -257,24 +266,25 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     cdef double now
     if not HAS_OPENMP or most == 1 or worth_it < 2:
         return 1
+    worth_it = min(worth_it, <size_t>most)
     now = omp_get_wtime()
     me = PyThread_get_thread_ident()
     if now < alone_until or omp_in_parallel() or (team_owner != me and now < last_team + tuning.seconds_to_inherit):
         return 1
     if ordinary and tuning.seconds_a_byte_alone == 0:
         return 1
-    if tuning.dispatch_seconds == 0 and not find_dispatch(most if <size_t>most < worth_it else <int>worth_it, now):
+    if tuning.dispatch_seconds == 0 and not find_dispatch(<int>worth_it, now):
         return 1
     if tuning.seconds_a_byte_alone > 0:
         worth_it = min(worth_it, <size_t>(length * tuning.seconds_a_byte_alone / tuning.dispatch_seconds))
     if worth_it < 2:
         return 1
     if debt > 0:
-        debt -= length * tuning.seconds_a_byte_alone * (1 - 1.0 / min(<size_t>most, worth_it))
+        debt -= length * tuning.seconds_a_byte_alone * (1 - 1.0 / worth_it)
         return 1
     team_owner = me
     last_team = now
-    return most if <size_t>most < worth_it else <int>worth_it
+    return <int>worth_it
 
 
 cdef bint find_dispatch(int threads, double now) noexcept:

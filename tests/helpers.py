@@ -5,6 +5,7 @@ import numpy as np
 # Constants of the kernel with which threads share even a handful of elements, however long that takes them.
 SHORT_STRETCHES = {
     "bytes_per_thread": 1,
+    "cores": 1024,
     "dispatch_seconds": 1e-12,
     "seconds_to_inherit": 0,
     "seconds_a_byte_alone": 1e-9,

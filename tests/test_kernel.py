@@ -195,9 +195,8 @@ def test_threads_in_large_steps(rng):
     expected_w, expected_v = w.copy(), v.copy()
     textbook(expected_w, expected_v, g)
     for threads in range(1, 5):
-        _kernel._tune(
-            seconds_a_byte_alone=1e-9, dispatch_seconds=1e-9
-        )  # and forgets a slow team, as three threads may be on two cores
+        # and forgets a slow team, as three threads may be on two cores
+        _kernel._tune(cores=4, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-9)
         if _kernel.OPENMP:
             assert _kernel._team_size(w.nbytes, threads) == threads
         actual_w, actual_v = w.copy(), v.copy()

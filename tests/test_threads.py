@@ -144,7 +144,7 @@ def test_a_quota_bounds_the_cores(monkeypatch):
 @pytest.fixture
 def tune():
     """Change the measured constants for one test."""
-    old = _kernel._tune(seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=0)
+    old = _kernel._tune(cores=8, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=0)
     yield _kernel._tune
     _kernel._tune(**old)
 
@@ -259,6 +259,51 @@ def test_one_python_thread_has_teams_at_a_time(tune):
     other.start()
     other.join()
     assert sizes == [2, 1, 2, 2]
+
+
+@needs_openmp
+def test_no_team_is_larger_than_the_cores(tune, monkeypatch):
+    tune(cores=3)
+    assert [_kernel._team_size(10**12, n) for n in (1, 2, 3, 4, 1024)] == [1, 2, 3, 3, 3]
+    tune(cores=0)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 5)
+    assert [_kernel._team_size(10**12, n) for n in (4, 6)] == [4, 5]
+    assert tune()["cores"] == 5
+
+
+STEP_FROM_MANY_THREADS = """
+import os, sys, threading
+import numpy as np
+import rmsfast
+from rmsfast import _kernel
+_kernel._tune(cores=4, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=60)
+before = len(os.listdir("/proc/self/task"))
+together = threading.Barrier(8)
+counts, results = set(), []
+def train():
+    w, g = np.ones(300_000, np.float32), np.linspace(-1, 1, 300_000, dtype=np.float32)
+    opt = rmsfast.RMSProp(w, num_threads=4)
+    together.wait()
+    for _ in range(40):
+        opt.step(g)
+    results.append(w.tobytes())
+    together.wait()
+    counts.add(len(os.listdir("/proc/self/task")) - before)
+    together.wait()
+workers = [threading.Thread(target=train) for _ in range(8)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
+print(*counts, len(set(results)))
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_many_python_threads_that_step_at_once_have_one_team(tune):
+    """Eight of Python's threads, and the three that help the one whose steps have teams."""
+    program = [sys.executable, "-P", "-c", STEP_FROM_MANY_THREADS]
+    output = subprocess.run(program, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert output.split() == [str(8 + 3), "1"]
 
 
 @needs_openmp
