@@ -27,32 +27,30 @@ def main() -> None:
     options = parse()
     console = Console()
     runs = [(dtype, threads) for threads in options.threads for dtype in options.dtypes]
-    sizes = [] if options.no_roofline else [size for size in SIZES if fits(size, len(options.peers))]
+    sizes = [] if options.no_roofline else [size for size in SIZES if fits(size, 1)]
     report = {"machine": describe(options.peers), "runs": [], "roofline": {}}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(runs) * len(options.cases) + len(sizes))
 
-        def in_turn(worker, name, shapes, dtype, threads, seconds):
+        def in_turn(worker, name, shapes, dtype, threads, peers=options.peers):
             progress.update(task, description=f"{name}, {dtype}, {threads} threads")
-            times = worker.submit(measure, shapes, dtype, threads, options.peers, seconds).result()
+            times = worker.submit(measure, shapes, dtype, threads, peers, options.seconds).result()
             progress.advance(task)
             return times
 
         for threads in options.threads:
             with fresh_process(threads) as worker:
                 for dtype in options.dtypes:
-                    seconds = {
-                        case: in_turn(worker, case, CASES[case], dtype, threads, options.seconds)
-                        for case in options.cases
-                    }
+                    seconds = {case: in_turn(worker, case, CASES[case], dtype, threads) for case in options.cases}
                     report["runs"].append({"dtype": dtype, "threads": threads, "seconds": seconds})
                 if threads == options.threads[0] and sizes:
                     dtype = options.dtypes[0]
-                    points = [
-                        {"size": n, "seconds": in_turn(worker, f"{n:,}", [(n,)], dtype, threads, options.seconds)}
-                        for n in sizes
-                    ]
+                    points = []
+                    for n in sizes:
+                        peers = options.peers if fits(n, len(options.peers)) else [OURS]
+                        times = in_turn(worker, f"{n:,}", [(n,)], dtype, threads, peers)
+                        points.append({"size": n, "seconds": times})
                     report["roofline"] = {"dtype": dtype, "threads": threads, "points": points}
     for table in reports.tables(report):
         console.print(table)

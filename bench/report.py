@@ -119,7 +119,7 @@ def draw_speedup(report: dict, path: Path) -> None:
 
 
 def draw_roofline(report: dict, path: Path) -> None:
-    """Lines: time per element against size, with the limits."""
+    """Lines: time per element against size, with the limits. The peers end where they do not all fit into memory."""
     import matplotlib.pyplot as plt
 
     roofline = report["roofline"]
