@@ -1,4 +1,4 @@
-"""The extension module: its sources, the instruction sets, a probe for OpenMP. Metadata is in pyproject.toml.
+"""The extension modules: their sources, the instruction sets, a probe for OpenMP. Metadata is in pyproject.toml.
 
 Environment variables: RMSFAST_OPENMP=0 builds without threads; RMSFAST_SANITIZE=address,undefined builds with gcc's and
 clang's sanitizers.
@@ -53,6 +53,10 @@ class BuildExt(build_ext):
         sanitizer = ["-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else []
         openmp_compile, openmp_link = self.probe_openmp(OPENMP_FLAGS[family])
         for extension in self.extensions:
+            extension.extra_compile_args += flags + sanitizer + openmp_compile
+            extension.extra_link_args += (EXACT if family == "unix" else []) + sanitizer + openmp_link
+            if extension.name != kernel.name:
+                continue
             for isa in ["baseline", "avx2", "avx512"] if WIDE else ["baseline"]:
                 extension.extra_objects += self.compiler.compile(
                     [f"{CSRC}/isa_{isa}.c"],
@@ -60,8 +64,6 @@ class BuildExt(build_ext):
                     extra_postargs=flags + sanitizer + ISA_FLAGS[family][isa],
                     depends=extension.depends,
                 )
-            extension.extra_compile_args += flags + sanitizer + openmp_compile
-            extension.extra_link_args += (EXACT if family == "unix" else []) + sanitizer + openmp_link
         super().build_extensions()
 
     def probe_openmp(self, candidates):
@@ -82,17 +84,21 @@ class BuildExt(build_ext):
         return [], []
 
 
+COMMON = {
+    "include_dirs": ["rmsfast", numpy.get_include()],
+    "depends": ["rmsfast/_kernel.pxd", *[str(source) for source in sorted(Path(CSRC).iterdir())]],
+    "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("RMSFAST_WIDE", "1")] if WIDE else [])],
+}
 kernel = Extension(
     "rmsfast._kernel",
     sources=["rmsfast/_kernel.pyx", f"{CSRC}/dispatch.c", f"{CSRC}/rows.c", f"{CSRC}/strided.c"],
-    include_dirs=["rmsfast", numpy.get_include()],
-    depends=[str(source) for source in sorted(Path(CSRC).iterdir())],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("RMSFAST_WIDE", "1")] if WIDE else [])],
+    **COMMON,
 )
+tensors = Extension("rmsfast._tensors", sources=["rmsfast/_tensors.pyx"], **COMMON)
 
 setup(
     ext_modules=cythonize(
-        [kernel],
+        [kernel, tensors],
         language_level=3,
         build_dir="build/cython",
         compiler_directives={"cdivision": True, "auto_pickle": False, "autotestdict": False},

@@ -12,7 +12,7 @@ cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY, isinf, ldexp, pow, sqrt
 from libc.stdlib cimport qsort
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 from cpython.dict cimport PyDict_CheckExact, PyDict_Size
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
@@ -41,27 +41,7 @@ cdef extern from "numpy/arrayobject.h":
     bint is_exact_array "PyArray_CheckExact"(PyObject *)
 
 cdef extern from "csrc/rmsfast.h" nogil:
-    ctypedef struct rmsfast_settings:
-        double lr
-        double beta
-        double eps
-        double momentum
-        double weight_decay
-        double clip_value
-        double clip_norm
-        double clip_global_norm
-        int nesterov
-        int centered
-        int decoupled_weight_decay
-        int eps_inside_sqrt
-        int lr_in_momentum
-        int bias_correction
-        int maximize
-        int nonfinite
     int RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP
-    ctypedef struct rmsfast_block:
-        double squares
-        Py_ssize_t nonfinite
     int RMSFAST_BLOCK
     ctypedef union rmsfast_scalars:
         pass
@@ -79,7 +59,6 @@ cdef extern from "csrc/rmsfast.h" nogil:
         const char *name
         const rmsfast_stages **stages
     const rmsfast_isa *rmsfast_usable_isa(int k)
-    int RMSFAST_FLOAT32, RMSFAST_FLOAT64
     int RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV
     void RMSFAST_PREFETCH(const void *)
     void rmsfast_gather(void *out, const char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim,
@@ -337,70 +316,11 @@ def _team_size(length, wanted):
 
 # ---- The line of elements, and the loops over it ----
 
-cdef enum:
-    SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STATE_ARRAYS
-
 STATE_NAMES = "square_avg", "grad_avg", "momentum_buffer"
-
-cdef struct Gradient:
-    # What a step takes for one parameter.
-    char *g                 # NULL: this step leaves the parameter alone
-    Py_ssize_t active       # elements that this step updates: all, or those of `rows`
-    const Py_ssize_t *rows  # NULL: all; else those that have a gradient, and where it is
-    const char *const *row_grads
-    size_t end              # on the line: bytes up to the end of this item, and what items cost beside them
-    Py_ssize_t first_block  # of the measured blocks, this item's first
-    double clip_factor
-    Py_ssize_t direct       # the gradient lies as the parameter does; else it is gathered with the item's `strides`
-
-cdef struct Item:
-    # One parameter on the line, as all threads read it. What every step writes is not here but in `Record`: see `put`.
-    Gradient gradient
-    char *w
-    char *state[STATE_ARRAYS]   # NULL where the settings ask for none
-    Py_ssize_t n            # elements
-    Py_ssize_t row          # elements in one row, along the first axis
-    int itemsize            # bytes
-    int reals               # numbers in an element: two in a complex one
-    int dtype               # RMSFAST_FLOAT32 or RMSFAST_FLOAT64
-    int type_num            # NumPy's number for it
-    int layout              # NumPy's flags of a gradient that lies as the parameter does
-    int group
-    int ndim
-    Py_ssize_t *shape
-    Py_ssize_t *strides     # the gradient's, where it is not direct
-
-cdef struct Record:
-    # What the calling thread keeps of a parameter.
-    PyObject *grad          # the reference that keeps the gradient's memory
-    Py_ssize_t steps        # taken
-    Py_ssize_t nonfinite    # elements of the gradient, where they were counted
-    char *bound             # where the bound gradient was when it was bound
-
-cdef struct Work:
-    # What the threads have to do: to update the items, or, where `blocks` is there, to measure their gradients.
-    const Item *items
-    const Record *records
-    Py_ssize_t count
-    const rmsfast_settings *settings    # by group
-    double grad_scale
-    bint zero_grads
-    rmsfast_block *blocks
-    double shrink
-    bint measure_all                    # a norm over all parameters is asked for
-
-
-cdef inline void put(void *place, const void *new, size_t size) noexcept nogil:
-    """Write what all threads read, but only if it differs: a line of memory that one core writes has to be fetched again
-    by the others, at 50 to 200 ns each."""
-    if memcmp(place, new, size) != 0:
-        memcpy(place, new, size)
 
 
 cdef enum:
     CACHE_LINE = 64
-    # What an item costs beside its elements, in bytes of elements in the cache: 15 ns.
-    ITEM_COST = 512
     # Numbers that go from stage to stage at a time, where there is more than one. So few that the end of one tile's
     # update, which waits for the divider, overlaps with the next tile's gathering.
     TILE = 256
@@ -679,12 +599,6 @@ cdef double norm_after_overflow(Work *work, const Item *item) noexcept nogil:
 cdef enum:
     OWNERS = STATE_ARRAYS + 1
 
-cdef struct Span:
-    # The memory of parameter i (owner OWNERS i), or of its k-th state array (owner OWNERS i + 1 + k).
-    size_t start
-    size_t stop
-    Py_ssize_t owner
-
 
 cdef str label(Line line, str kind, Py_ssize_t i):
     """What a message calls the i-th array of a kind. Without a line: the arguments of `rmsprop_update`."""
@@ -864,16 +778,6 @@ cdef class SummedRows:
     given : ndarray, shape (k, \*w.shape[1:])
         Their gradients. Repeated rows are summed in the order in which they appear, in w's type.
     """
-    cdef readonly cnp.ndarray given
-    cdef readonly cnp.ndarray indices   # distinct, in the order in which they first appear
-    cdef cnp.ndarray rows               # each row given, its elements in the order in which w's lie, …
-    cdef const char *first              # … from here on
-    cdef cnp.ndarray sums               # of the rows that repeat
-    cdef const char **grads             # where each distinct row is
-    cdef Py_ssize_t count               # of distinct rows
-    cdef Py_ssize_t limit               # the rows of w
-    cdef bint c_order                   # of w
-
     def __cinit__(self, str name, cnp.ndarray w not None, indices, cnp.ndarray given not None):
         asked = np.array(indices)
         if asked.size == 0 and not isinstance(indices, np.ndarray):
@@ -1450,45 +1354,10 @@ cdef int put_rows(const Item *item, cnp.ndarray a, cnp.ndarray indices, cnp.ndar
 
 
 @cython.final
-cdef class Flag:
-    """Raised by a parameter group whose settings changed, lowered by the plan that reads them."""
-    cdef public bint up
+cdef class Lock:
+    """Lets one thread at a time use an optimizer; refuses a thread that comes back while it has it."""
 
-
-@cython.final
-cdef class Plan:
-    """Everything about an optimizer's steps that is known beforehand, and the step itself, one call at a time.
-
-    Parameters
-    ----------
-    changed : Flag
-        Raised whenever the settings have to be read again.
-    read_settings : callable
-        Called with the groups and the number of steps taken so far. Returns a bool, whether to ask again at every step,
-        and for each group a dict of its settings, with a number for a schedule.
-    num_threads : int or None
-        None follows `get_num_threads`.
-    rule : callable or None
-        A Python function in the kernel's place: see `Line.apply`.
-    """
-    cdef PyThread_type_lock lock
-    cdef bint busy
-    cdef unsigned long owner            # while busy: the thread that holds the lock
-    cdef readonly Line line
-    cdef readonly Py_ssize_t steps      # taken, whichever parameters had gradients
-    cdef public Py_ssize_t skipped      # for their nonfinite gradients
-    cdef Flag changed
-    cdef bint scheduled
-    cdef object read_settings
-    cdef object rule
-    cdef int wanted_threads
-
-    def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
-        self.wanted_threads = as_threads(num_threads)
-        self.changed = changed
-        self.read_settings = read_settings
-        self.rule = rule
-        self.line = Line(None, [], False)
+    def __cinit__(self):
         self.lock = PyThread_allocate_lock()
         if self.lock == NULL:
             raise MemoryError("no memory for a lock")
@@ -1511,21 +1380,62 @@ cdef class Plan:
         self.busy = False
         PyThread_release_lock(self.lock)
 
+
+@cython.final
+cdef class Flag:
+    """Raised by a parameter group whose settings changed, lowered by the plan that reads them."""
+    cdef public bint up
+
+
+@cython.final
+cdef class Plan:
+    """Everything about an optimizer's steps that is known beforehand, and the step itself, one call at a time.
+
+    Parameters
+    ----------
+    changed : Flag
+        Raised whenever the settings have to be read again.
+    read_settings : callable
+        Called with the groups and the number of steps taken so far. Returns a bool, whether to ask again at every step,
+        and for each group a dict of its settings, with a number for a schedule.
+    num_threads : int or None
+        None follows `get_num_threads`.
+    rule : callable or None
+        A Python function in the kernel's place: see `Line.apply`.
+    """
+    cdef Lock lock
+    cdef readonly Line line
+    cdef readonly Py_ssize_t steps      # taken, whichever parameters had gradients
+    cdef public Py_ssize_t skipped      # for their nonfinite gradients
+    cdef Flag changed
+    cdef bint scheduled
+    cdef object read_settings
+    cdef object rule
+    cdef int wanted_threads
+
+    def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
+        self.wanted_threads = as_threads(num_threads)
+        self.changed = changed
+        self.read_settings = read_settings
+        self.rule = rule
+        self.line = Line(None, [], False)
+        self.lock = Lock()
+
     def add_groups(self, list groups, bint single):
         """Take more groups with new state for their parameters, or raise and change nothing."""
-        self.acquire()
+        self.lock.acquire()
         try:
             self.line = Line(self.line, groups, single)
             self.changed.up = True
         finally:
-            self.release()
+            self.lock.release()
 
     def bind(self, list grads):
         """Let steps without gradients take these, one ndarray (of no subclass) or None for each parameter; None instead
         of them ends that. Raises if a step would; returns False if they are not in this form."""
         cdef Line line
         cdef Py_ssize_t i
-        self.acquire()
+        self.lock.acquire()
         line = self.line
         try:
             if grads is not None:
@@ -1538,7 +1448,7 @@ cdef class Plan:
             return True
         finally:
             line.let_go()
-            self.release()
+            self.lock.release()
 
     def step(self, grads, grad_scale, zero_grads):
         """Take one step, or raise and change nothing.
@@ -1558,7 +1468,7 @@ cdef class Plan:
         work.zero_grads = zero_grads is True
         if not 0 <= work.grad_scale < INFINITY:
             return False
-        self.acquire()
+        self.lock.acquire()
         line = self.line
         try:
             bound = grads is None and line.bound is not None
@@ -1585,7 +1495,7 @@ cdef class Plan:
             return True
         finally:
             line.let_go()
-            self.release()
+            self.lock.release()
 
     cdef int take(self, Line line, int most) except -1:
         """Take a step for which everything was checked."""
@@ -1633,7 +1543,7 @@ cdef class Plan:
         cdef Py_ssize_t i, first, last
         cdef size_t begin, start, stop
         cdef int t
-        self.acquire()
+        self.lock.acquire()
         line = self.line
         try:
             line.collect(grads)
@@ -1653,7 +1563,7 @@ cdef class Plan:
             return stretches
         finally:
             line.let_go()
-            self.release()
+            self.lock.release()
 
     def state(self):
         """Return the line, and the key, step count and state arrays by name of each of its parameters.
@@ -1672,7 +1582,7 @@ cdef class Plan:
 
     def snapshot(self, bint with_params=False):
         """Return copies as of one moment: what `state` returns, the steps taken, and the parameters if asked for."""
-        self.acquire()
+        self.lock.acquire()
         try:
             line, entries = self.state()
             entries = [
@@ -1681,14 +1591,14 @@ cdef class Plan:
             params = [np.asarray(w).copy(order="K") for w in (<Line>line).params] if with_params else None
             return line, entries, self.steps, params
         finally:
-            self.release()
+            self.lock.release()
 
     def restore(self, Line line not None, list steps, list states, list settings, steps_taken, params=None):
         """Take over what was checked against a line: of each parameter its step count and a dict of its state arrays,
         perhaps this optimizer's own; each group's settings; the number of steps taken, or None for the largest step
         count; and perhaps the parameters."""
         cdef Py_ssize_t i
-        self.acquire()
+        self.lock.acquire()
         try:
             given = [[state.get(name) for name in STATE_NAMES] for state in states]
             own = []
@@ -1713,7 +1623,7 @@ cdef class Plan:
                 group.set(values)
             self.steps = self.line.most_steps() if steps_taken is None else steps_taken
         finally:
-            self.release()
+            self.lock.release()
 
 
 cdef bint shares_any(a, const Span *spans, Py_ssize_t count):
