@@ -1203,6 +1203,7 @@ cdef class Line:
         for i in range(self.count):
             item = &self.items[i]
             s = &self.settings[item.group]
+            self.records[i].nonfinite = 0
             if item.gradient.g == NULL or not (self.measures_all or asks_for_measures(s)):
                 continue
             measure = measure_of(work, item)

@@ -458,6 +458,17 @@ def test_groups_decide_about_their_own_gradients(cls, own, others, outcome):
         assert params[0][0] == 1
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_parameter_that_is_named_is_one_of_this_step(cls):
+    """Not one that was named before, and whose gradient has nothing in it now."""
+    opt = cls([np.ones((3, 2)), np.ones((3, 2))], nonfinite="raise")
+    bad = np.full((3, 2), np.nan)
+    with pytest.raises(FloatingPointError, match=r"grads\[0\]: 6 of 6"):
+        opt.step([bad, np.ones((3, 2))])
+    with pytest.raises(FloatingPointError, match=r"grads\[1\]: 6 of 6"):
+        opt.step([rmsfast.Rows([], np.ones((0, 2))), bad])
+
+
 def test_every_position_of_a_nonfinite_element_is_seen(short_stretches):
     w = np.zeros(2100, np.float32)
     opt = rmsfast.RMSProp(w, nonfinite="raise", num_threads=3)
