@@ -69,7 +69,7 @@ cdef struct Record:
     # What the calling thread keeps of a parameter.
     PyObject *grad          # the reference that keeps the gradient's memory
     Py_ssize_t steps        # taken
-    Py_ssize_t nonfinite    # elements of the gradient, where they were counted
+    Py_ssize_t nonfinite    # numbers of the gradient, where they were counted
     char *bound             # where the bound gradient was when it was bound
 
 cdef struct Work:

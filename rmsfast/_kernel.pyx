@@ -1231,11 +1231,14 @@ cdef class Line:
     cdef int refuse_nonfinite(self) except -1:
         """Raise for the first parameter whose gradient has nonfinite elements and that wants it so."""
         cdef Py_ssize_t i
+        cdef const Item *item
         for i in range(self.count):
+            item = &self.items[i]
             if (self.records[i].grad != NULL and self.records[i].nonfinite > 0
-                    and self.settings[self.items[i].group].nonfinite == RMSFAST_RAISE):
+                    and self.settings[item.group].nonfinite == RMSFAST_RAISE):
                 raise FloatingPointError(f"{label(self, 'grads', i)}: {self.records[i].nonfinite} of "
-                                         f"{self.items[i].gradient.active} elements are infinite or NaN, expected finite numbers (nonfinite='raise')")
+                                         f"{item.gradient.active * item.reals} numbers are infinite or NaN, expected "
+                                         "finite numbers (nonfinite='raise')")
         return 0
 
     cdef int count_step(self) noexcept:

@@ -206,7 +206,7 @@ def test_nonfinite_rows(cls):
     opt.step(rmsfast.Rows([0, 3], np.array([[1, 1, 1], [1, np.nan, 1.0]])))
     assert opt.skipped_steps == 1
     opt.param_groups[0]["nonfinite"] = "raise"
-    with pytest.raises(FloatingPointError, match="grads: 2 of 6 elements"):
+    with pytest.raises(FloatingPointError, match="grads: 2 of 6 numbers"):
         opt.step(rmsfast.Rows([0, 3], np.array([[np.inf, 1, 1], [1, np.nan, 1.0]])))
     assert (w == 1).all()
 

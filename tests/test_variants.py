@@ -408,7 +408,7 @@ def test_a_step_with_nonfinite_gradients_is_refused(cls):
         opt.step(dict(zip("abc", bad, strict=True)), zero_grads=True)
     assert (
         str(caught.value)
-        == "grads['b']: 2 of 5 elements are infinite or NaN, expected finite numbers (nonfinite='raise')"
+        == "grads['b']: 2 of 5 numbers are infinite or NaN, expected finite numbers (nonfinite='raise')"
     )
     for w, b in zip(params, before, strict=True):
         assert_same_bits(w, b)
@@ -435,7 +435,7 @@ def test_the_gradient_as_given_decides(cls):
     w32 = np.zeros(1, np.float32)
     cls(w32, nonfinite="raise").step(np.float32([1e30]), grad_scale=1e20)
     assert np.isnan(w32[0])
-    with pytest.raises(FloatingPointError, match="grads: 1 of 2 elements"):
+    with pytest.raises(FloatingPointError, match="grads: 1 of 2 numbers"):
         opt.step(np.array([np.inf, 1.0]), grad_scale=0.0)
 
 
@@ -456,6 +456,13 @@ def test_groups_decide_about_their_own_gradients(cls, own, others, outcome):
         with pytest.raises(FloatingPointError, match=r"grads\[1\]: 1 of 3"):
             opt.step(grads)
         assert params[0][0] == 1
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_both_parts_of_a_complex_number_are_counted(cls):
+    opt = cls(np.ones(2, np.complex64), nonfinite="raise")
+    with pytest.raises(FloatingPointError, match="grads: 3 of 4 numbers"):
+        opt.step(np.array([complex(np.nan, np.inf), complex(1, np.nan)], np.complex64))
 
 
 @pytest.mark.parametrize("cls", CLASSES)
