@@ -114,7 +114,8 @@ cdef class Lock:
 
 
 cdef class SummedRows:
-    cdef readonly cnp.ndarray given
+    cdef cnp.ndarray source             # the array given, whose owner may move it, …
+    cdef readonly cnp.ndarray given     # … and a view of it, which nobody else can change
     cdef readonly cnp.ndarray indices   # distinct, in the order in which they first appear
     cdef cnp.ndarray rows               # each row given, its elements in the order in which w's lie, …
     cdef const char *first              # … from here on

@@ -780,6 +780,8 @@ cdef class SummedRows:
     """
     def __cinit__(self, str name, cnp.ndarray w not None, indices, cnp.ndarray given not None):
         asked = np.array(indices)
+        self.source = given
+        self.given = given = given.view()
         if asked.size == 0 and not isinstance(indices, np.ndarray):
             asked = asked.astype(np.intp)
         if asked.dtype.kind not in "iu":
@@ -793,7 +795,6 @@ cdef class SummedRows:
         expected = (len(asked), *shape_of(w)[1:])
         if shape_of(given) != expected:
             raise ValueError(f"{name}.values: shape {shape_of(given)}, expected {expected}: a row for each index")
-        self.given = given
         self.c_order = cnp.PyArray_IS_C_CONTIGUOUS(w)
         self.limit = cnp.PyArray_DIMS(w)[0]
         in_order = given if self.c_order else given.transpose(0, *range(given.ndim - 1, 0, -1))
@@ -849,11 +850,13 @@ cdef class SummedRows:
 cdef int aim_at_rows(const Item *item, Gradient *found, SummedRows g, const Span *spans, Py_ssize_t count, Line line,
                      Py_ssize_t i) except -1:
     """As `aim`. The rows were checked when they were summed; here, that this was done for a parameter such as this, and
-    that they are where they were."""
+    that their memory is where it was, and as large."""
     cdef Span reach
-    if (not same_dtype(item, g.rows) or <const char *>cnp.PyArray_DATA(g.rows) != g.first
+    if (cnp.PyArray_NDIM(g.rows) != item.ndim or not same_dtype(item, g.rows)
             or g.limit != item.shape[0] or g.c_order != in_c_order(item)
-            or cnp.PyArray_SIZE(g.rows) != cnp.PyArray_DIMS(g.rows)[0] * item.row):
+            or cnp.PyArray_SIZE(g.rows) != cnp.PyArray_DIMS(g.rows)[0] * item.row
+            or cnp.PyArray_DATA(g.source) != cnp.PyArray_DATA(g.given)
+            or cnp.PyArray_NBYTES(g.source) != cnp.PyArray_NBYTES(g.given)):
         raise ValueError(f"{label(line, 'grads', i)}: rows of another parameter, or moved since they were given, "
                          "expected rows of this one, and their memory to stay")
     found.rows = <const Py_ssize_t *>cnp.PyArray_DATA(g.indices)

@@ -283,6 +283,35 @@ def test_rows_of_values_that_move_during_the_step():
     assert (w == 1).all()
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("change", ["reshaped", "shrunk"])
+@pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array has been deprecated:DeprecationWarning")
+def test_rows_of_values_that_change_once_they_are_summed(cls, change):
+    """The indices of the next gradient run code. Whoever reshapes the values has another view than the step; whoever
+    takes their memory away is refused, even where it begins at the same place."""
+    values = np.ones((1000, 2))
+
+    class Meddling:
+        def __array__(self, dtype=None, copy=None):
+            if change == "reshaped":
+                values.shape = (2000,)
+            else:
+                values.resize((900, 2), refcheck=False)
+            return np.array([0])
+
+    params = [np.ones((1000, 2)), np.ones((1, 1))]
+    opt = cls(params, lr=1.0, beta=1.0, eps=1.0)
+    grads = [rmsfast.Rows(range(1000), values), rmsfast.Rows(Meddling(), np.ones((1, 1)))]
+    if change == "reshaped":
+        opt.step(grads, zero_grads=True)
+        assert not params[0].any()
+        assert not values.any()
+    else:
+        with pytest.raises(ValueError, match=r"grads\[0\]: rows of another parameter, or moved since they were given"):
+            opt.step(grads)
+        assert (params[0] == 1).all()
+
+
 def test_entries_of_a_sparse_matrix_that_repeat_are_rows_that_do(rng):
     """In any order of the entries, the n-th of each entry belongs to the n-th of its row."""
     rows, values = np.array([6, 1, 6, 6]), fleeting(rng, (4, 3), np.float32)
