@@ -797,8 +797,7 @@ cdef class SummedRows:
             raise ValueError(f"{name}.values: shape {shape_of(given)}, expected {expected}: a row for each index")
         self.c_order = cnp.PyArray_IS_C_CONTIGUOUS(w)
         self.limit = cnp.PyArray_DIMS(w)[0]
-        in_order = given if self.c_order else given.transpose(0, *range(given.ndim - 1, 0, -1))
-        self.rows = np.require(in_order, requirements=["C_CONTIGUOUS", "ALIGNED"])
+        self.rows = np.require(turned(given, self.c_order), requirements=["C_CONTIGUOUS", "ALIGNED"])
 
         self.sum_rows(name, asked)
 
@@ -836,7 +835,7 @@ cdef class SummedRows:
         return 0
 
     cdef cnp.ndarray values(self):
-        """The distinct rows as an array, as if w were in C order."""
+        """The distinct rows as an array, `turned`."""
         cdef Py_ssize_t k, size = cnp.PyArray_ITEMSIZE(self.rows)
         shape = shape_of(self.rows)[1:]
         for axis in shape:
@@ -844,7 +843,13 @@ cdef class SummedRows:
         rows = np.empty((self.count, *shape), self.rows.dtype)
         for k in range(self.count):
             memcpy(<char *>cnp.PyArray_DATA(rows) + k * size, self.grads[k], size)
-        return rows if self.c_order else rows.transpose(0, *range(rows.ndim - 1, 0, -1))
+        return rows
+
+
+cdef cnp.ndarray turned(cnp.ndarray rows, bint c_order):
+    """Rows of an array in C order or in Fortran order, as a view whose own C order, row by row, is that of the elements
+    in memory."""
+    return rows if c_order else rows.transpose(0, *range(rows.ndim - 1, 0, -1))
 
 
 cdef int aim_at_rows(const Item *item, Gradient *found, SummedRows g, const Span *spans, Py_ssize_t count, Line line,
@@ -1262,8 +1267,8 @@ cdef class Line:
         """Let a Python function do what the kernel does. Returns the answer to nonfinite elements, as `conclude`.
 
         It is called with a tuple for each parameter that has a gradient, and with the scale. The tuple holds the
-        settings, the step's number, and w, v, m, b and g as flat arrays of real numbers. It works in place and returns,
-        for each of them, how many nonfinite elements kept it from doing anything.
+        settings, the step's number, and w, v, m, b and g as flat arrays of real numbers, of rows one after another. It
+        works in place and returns, for each of them, how many nonfinite numbers kept it from doing anything.
         """
         cdef Py_ssize_t i
         cdef int answer = RMSFAST_PROPAGATE, wanted
@@ -1272,12 +1277,14 @@ cdef class Line:
         parameters = []
         for i in stepping:
             item = &self.items[i]
+            c_order = in_c_order(item)
             g = <object>self.records[i].grad
             arrays = [self.params[i], *self.states[i]]
             if isinstance(g, SummedRows):
-                arrays = [None if a is None else a[(<SummedRows>g).indices] for a in arrays]
+                arrays = [None if a is None else turned(a, c_order)[(<SummedRows>g).indices] for a in arrays]
                 g = (<SummedRows>g).values()
-            flat = [None if a is None else in_memory_order(item, a) for a in [*arrays, g]]
+                c_order = True
+            flat = [None if a is None else in_memory_order(a, c_order) for a in [*arrays, g]]
             parameters.append((self.values[item.group], self.records[i].steps + 1, *flat))
         for i, nonfinite in zip(stepping, rule(parameters, grad_scale)):
             self.records[i].nonfinite = nonfinite
@@ -1288,9 +1295,11 @@ cdef class Line:
             for i, (_, _, *flat, _) in zip(stepping, parameters):
                 g = <object>self.records[i].grad
                 if isinstance(g, SummedRows):
+                    indices = (<SummedRows>g).indices
                     for a, rows in zip([self.params[i], *self.states[i]], flat):
                         if a is not None:
-                            put_rows(&self.items[i], a, (<SummedRows>g).indices, rows)
+                            a = turned(a, in_c_order(&self.items[i]))
+                            a[indices] = rows.view(a.dtype).reshape(len(indices), *a.shape[1:])
         return answer
 
     cdef int erase_gradients(self, bint rows_only) except -1:
@@ -1347,17 +1356,10 @@ cdef void *calloc(Py_ssize_t count, size_t size) except NULL:
     return memory
 
 
-cdef cnp.ndarray in_memory_order(const Item *item, a):
-    """An array's numbers in the order in which the item's lie in memory, flat; a copy where needed."""
-    flat = np.asarray(a).reshape(-1, order="C" if in_c_order(item) else "F")
+cdef cnp.ndarray in_memory_order(a, bint c_order):
+    """An array's numbers in C order or in Fortran order, flat; a copy where needed."""
+    flat = np.asarray(a).reshape(-1, order="C" if c_order else "F")
     return flat.view(flat.real.dtype)
-
-
-cdef int put_rows(const Item *item, cnp.ndarray a, cnp.ndarray indices, cnp.ndarray numbers) except -1:
-    """Put the numbers of some rows, as `in_memory_order` has them, where they belong."""
-    shape = (len(indices), *shape_of(a)[1:])
-    a[indices] = numbers.view(a.dtype).reshape(shape, order="C" if in_c_order(item) else "F")
-    return 0
 
 
 @cython.final
@@ -1677,7 +1679,7 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
     found.end = nbytes
     item.gradient = found
     if rule is not None:
-        rule(*[in_memory_order(&item, a) for a in (w, v, g)])
+        rule(*[in_memory_order(a, in_c_order(&item)) for a in (w, v, g)])
         return
     memset(&settings, 0, sizeof(settings))
     settings.lr = lr

@@ -51,6 +51,22 @@ def test_repeated_rows_are_summed_in_the_order_in_which_they_appear(cls, dtype):
     assert not w[[1, 3]].any()
 
 
+@pytest.mark.parametrize("shape", [(20, 17), (20, 9, 8, 7)])
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+@pytest.mark.parametrize("kind", ["clip_norm", "clip_global_norm"])
+def test_the_norm_of_rows_is_summed_row_by_row(rng, shape, dtype, kind):
+    """Each in the order in which its elements lie. The last bit of the norm depends on it, and with it all numbers."""
+    for _ in range(20):
+        start = np.asarray(rng.standard_normal(shape), dtype, order="F")
+        rows = rmsfast.Rows(rng.permutation(20)[:10], rng.standard_normal((10, *shape[1:])).astype(dtype))
+        results = []
+        for cls in CLASSES:
+            w = start.copy(order="K")
+            cls(w, lr=1.0, beta=1.0, eps=1.0, **{kind: 0.1}).step(rows)
+            results.append(np.ascontiguousarray(w).view(w.real.dtype))
+        assert_same_bits(*results)
+
+
 def test_many_rows_that_repeat(rng, short_stretches):
     w, twin = np.zeros((50, 6)), np.zeros((50, 6))
     for step in range(30):
