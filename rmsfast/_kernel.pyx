@@ -1605,16 +1605,25 @@ cdef class Plan:
     def restore(self, Line line not None, list steps, list states, list settings, steps_taken, params=None):
         """Take over what was checked against a line: of each parameter its step count and a dict of its state arrays,
         perhaps this optimizer's own; each group's settings; the number of steps taken, or None for the largest step
-        count; and perhaps the parameters."""
+        count; and perhaps the parameters. Or, if a parameter changed, raise and change nothing."""
         cdef Py_ssize_t i
+        cdef const Item *item
         self.lock.acquire()
         try:
             given = [[state.get(name) for name in STATE_NAMES] for state in states]
-            own = []
             for i in range(line.count):
                 for k, a in enumerate(given[i]):
                     if a is not None and shares_any(a, line.spans, line.n_spans):
                         given[i][k] = a.copy()
+            for i in range(line.count):     # here, because other threads may have run until now
+                item = &line.items[i]
+                check_unmoved(item, line.params[i], line, i)
+                for kind, a in zip(("params", *STATE_NAMES), (None if params is None else params[i], *given[i])):
+                    if a is not None and not (same_dtype(item, a) and same_shape(item, a)):
+                        raise ValueError(f"{label(line, kind, i)}: {a.dtype} of shape {shape_of(a)}, expected "
+                                         f"{dtype_name(item)} of shape {expected_shape(item)}")
+            own = []
+            for i in range(line.count):
                 own.append([
                     None if a is None else zeros_beside(line.params[i]) if old is None else old
                     for a, old in zip(given[i], self.line.states[i])

@@ -675,7 +675,8 @@ class RMSProp:
         Raises
         ------
         TypeError, ValueError
-            If something is missing, unknown, of a wrong type, or does not fit.
+            If something is missing, unknown, of a wrong type, or does not fit, or if a parameter was resized or changed
+            since it was given.
         """
         self._plan.restore(*self._as_restored(state_dict))
 
@@ -758,7 +759,8 @@ class RMSProp:
         OSError
             If the file cannot be read.
         TypeError, ValueError
-            If the file is damaged, or not from `save`, or of a version that is not known, or does not fit.
+            If the file is damaged, or not from `save`, or of a version that is not known, or does not fit, or if a
+            parameter was resized or changed since it was given.
         """
         from rmsfast import checkpoint
 

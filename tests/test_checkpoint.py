@@ -242,6 +242,27 @@ def test_parameters_that_do_not_fit_their_state(tmp_path):
     assert w[0] != 1
 
 
+@pytest.mark.parametrize("change", [lambda w: w.setflags(write=False), lambda w: setattr(w, "shape", (4,))])
+@pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array has been deprecated:DeprecationWarning")
+def test_a_parameter_that_changed_is_refused_before_anything_is_loaded(tmp_path, change):
+    """The last of them; also if the file fits what it is now."""
+    params = [np.ones(3), np.ones((2, 2))]
+    opt = rmsfast.RMSProp(params)
+    opt.step([np.ones(3), np.ones((2, 2))])
+    change(params[1])
+    before = [w.copy() for w in params], opt.state_dict()
+    saved = rmsfast.RMSProp([np.zeros_like(w) for w in params], lr=0.5)
+    saved.save(tmp_path / "run.npz")
+    for load, source in (opt.load, tmp_path / "run.npz"), (opt.load_state_dict, saved.state_dict()):
+        with pytest.raises(ValueError, match=r"params\[1\]: resized or changed after it was given to the optimizer"):
+            load(source)
+        assert opt.lr == 1e-3
+        for i, entry in before[1]["state"].items():
+            assert_same_bits(params[i], before[0][i])
+            assert opt.state[i]["step"] == 1
+            assert_same_bits(opt.state[i]["square_avg"], entry["square_avg"])
+
+
 def test_other_files(tmp_path):
     opt, _ = small_run()
     with pytest.raises(FileNotFoundError):

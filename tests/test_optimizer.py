@@ -1046,6 +1046,28 @@ def test_refused_state_dicts_change_nothing(change, error, message):
     assert_unchanged(opt, params, before)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array has been deprecated:DeprecationWarning")
+def test_a_state_that_fitted_for_a_moment_changes_nothing():
+    """A parameter has another shape while its state is looked at, and its own again when that is taken over."""
+    opt, params = trained()
+    saved = opt.state_dict()
+    for entry in saved["state"].values():
+        entry["square_avg"] += 1
+
+    class Reshaping(dict):
+        def __getitem__(self, key):
+            params[0].shape = (50,) if key == 0 else (5, 10)
+            return dict.__getitem__(self, key)
+
+    saved["state"][0]["square_avg"] = saved["state"][0]["square_avg"].reshape(50)
+    before = [w.copy() for w in params], opt.state_dict()
+    with pytest.raises(
+        ValueError, match=r"state\[0\]\['square_avg'\]: float32 of shape \(50,\), expected float32 of shape \(5, 10\)"
+    ):
+        opt.load_state_dict({**saved, "state": Reshaping(saved["state"])})
+    assert_unchanged(opt, params, before)
+
+
 def test_step_counts_of_other_types():
     opt, _ = trained()
     saved = opt.state_dict()
