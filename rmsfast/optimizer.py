@@ -777,13 +777,9 @@ class RMSProp:
 
     def __getstate__(self) -> dict[str, Any]:
         line = self._plan.line
-        groups = [dict(group) for group in line.groups]
-        params: list[Any] = [
-            {name: group[name] for name in ("params", "param_names") if name in group} for group in groups
-        ]
         return {
-            "params": groups[0]["params"][0] if line.single else params,
-            "settings": [{name: group[name] for name in SETTINGS} for group in groups],
+            "params": line.params[0] if line.single else [dict(group) for group in line.groups],
+            "settings": line.groups[0].settings() if line.single else {},
             "defaults": self._defaults,
             "num_threads": self._plan.num_threads,
             "skipped_steps": self.skipped_steps,
@@ -792,9 +788,8 @@ class RMSProp:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        RMSProp.__init__(self, state["params"], **state["defaults"], num_threads=state["num_threads"])
-        for group, settings in zip(self._plan.line.groups, state["settings"], strict=True):
-            group.set(settings)
+        RMSProp.__init__(self, state["params"], **state["settings"], num_threads=state["num_threads"])
+        self._defaults = state["defaults"]
         self.load_state_dict(state["state_dict"])
         self._plan.skipped = state["skipped_steps"]
         self.__dict__.update(state["attributes"])

@@ -1109,6 +1109,23 @@ def test_copies_and_pickles_go_on_alone(rng, clone, cls):
             assert_same_bits(t, w)
 
 
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_copies_of_groups_whose_settings_need_each_other(clone):
+    """The constructor's alone would have no meaning."""
+    opt = rmsfast.RMSProp([{"params": [np.ones(3)], "momentum": 0.9}], nesterov=True)
+    opt.add_param_group({"params": np.ones(2), "nesterov": False, "initial_square_avg": 4.0})
+    twin = clone(opt)
+    assert [group.settings() for group in twin.param_groups] == [group.settings() for group in opt.param_groups]
+    with pytest.raises(ValueError, match="nesterov: True with momentum 0"):
+        twin.add_param_group({"params": np.ones(1)})  # its defaults, too
+
+    opt = rmsfast.RMSProp(np.ones(3), momentum=0.9, nesterov=True)
+    opt.param_groups[0].update(momentum=0, nesterov=False)
+    twin = clone(opt)
+    twin.step(np.ones(3))  # one array, still
+    assert twin.param_groups[0].settings() == opt.param_groups[0].settings()
+
+
 def test_a_copy_of_a_group_is_a_dict():
     group = rmsfast.RMSProp({"w": np.ones(3)}).param_groups[0]
     for twin in copy.copy(group), copy.deepcopy(group), pickle.loads(pickle.dumps(group)), dict(group):
