@@ -426,7 +426,8 @@ class RMSProp:
     The order of operations, with everything switched on, is that of `rmsfast.reference.step`.
 
     Threads that call one optimizer at the same time are served one after another. Pickling and `copy.deepcopy` take the
-    parameters along, as NumPy arrays.
+    parameters along, as NumPy arrays, with the values that they and the state had at one moment; together with a model
+    that has the same arrays, it shares the copies.
 
     References
     ----------
@@ -776,21 +777,23 @@ class RMSProp:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        line = self._plan.line
+        line, entries, steps, values = self._plan.snapshot(with_params=True)
         return {
-            "params": line.params[0] if line.single else [dict(group) for group in line.groups],
+            # The arrays themselves, as a model that is copied along has them; until it is their turn, they may change.
+            "params": line.params[0] if line.single else [{**group, **group.settings()} for group in line.groups],
             "settings": line.groups[0].settings() if line.single else {},
             "defaults": self._defaults,
             "num_threads": self._plan.num_threads,
             "skipped_steps": self.skipped_steps,
-            "state_dict": self.state_dict(),
+            "state_dict": _as_state_dict(line, entries, steps),
+            "values": values,
             "attributes": {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         RMSProp.__init__(self, state["params"], **state["settings"], num_threads=state["num_threads"])
         self._defaults = state["defaults"]
-        self.load_state_dict(state["state_dict"])
+        self._plan.restore(*self._as_restored(state["state_dict"]), state["values"])
         self._plan.skipped = state["skipped_steps"]
         self.__dict__.update(state["attributes"])
 

@@ -1165,9 +1165,34 @@ def test_a_shallow_copy_shares_parameters_and_state():
     assert opt.state[0]["step"] == 2
 
 
-def test_a_deep_copy_keeps_a_model_and_its_optimizer_together():
+class Stepping(np.ndarray):
+    """An array that is trained on while it is copied or pickled, as by another thread."""
+
+    def __deepcopy__(self, memo):
+        self.step()
+        return np.array(self)
+
+    def __reduce__(self):
+        self.step()
+        return np.array, (np.array(self),)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+@pytest.mark.parametrize("form", [list, lambda params: params[0]])
+def test_copies_have_parameters_and_state_of_one_moment(clone, form):
+    w = np.zeros(3).view(Stepping)
+    opt = rmsfast.RMSProp(form([w]), lr=1.0, beta=0.0, eps=0.0)
+    w.step = lambda: opt.step(form([np.ones(3)]))
+    for steps in range(3):
+        twin = clone(opt)
+        assert twin.state[0]["step"] == steps
+        assert (twin.param_groups[0]["params"][0] == -steps).all()
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_keep_a_model_and_its_optimizer_together(clone):
     model = {"w": np.ones(3)}
-    twin_model, twin = copy.deepcopy((model, rmsfast.RMSProp(model)))
+    twin_model, twin = clone((model, rmsfast.RMSProp(model)))
     twin.step({"w": np.ones(3)})
     assert twin_model["w"][0] != 1.0
     assert model["w"][0] == 1.0
