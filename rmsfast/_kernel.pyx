@@ -145,10 +145,12 @@ cdef struct Tuning:
     # that someone keeps busy. Idle threads of OpenBLAS do, for some milliseconds after each matrix product, and then a
     # step on two threads can take a hundred times as long as on one. What was lost, times `patience`, is a debt: steps
     # stay on the calling thread until teams would have gained as much. So what is lost stays small beside what is
-    # gained, whatever others do.
+    # gained, whatever others do. Of what one step lost, no more counts than `most_seconds_lost`: one that took longer
+    # stood still, as when the process was stopped, which says nothing about teams.
     double slack_seconds
     double slack_factor
     double patience
+    double most_seconds_lost
 
 cdef Tuning tuning = Tuning(
     bytes_per_thread=1 << 17,
@@ -160,6 +162,7 @@ cdef Tuning tuning = Tuning(
     slack_seconds=5e-6,
     slack_factor=1,
     patience=2,
+    most_seconds_lost=0.1,
 )
 cdef double slowest_byte = 2e-9     # no CPU takes longer alone; a longer measurement was disturbed
 cdef double debt = 0                # seconds that slow teams lost, and that others have to gain first
@@ -297,7 +300,7 @@ cdef void judge(size_t length, int threads, double start, double stop) noexcept:
     if threads == 1:
         tuning.seconds_a_byte_alone = min(seconds / length, slowest_byte)
     elif seconds > tuning.slack_seconds + tuning.slack_factor * alone:
-        debt = tuning.patience * (seconds - alone)
+        debt = tuning.patience * min(seconds - alone, tuning.most_seconds_lost)
 
 
 def _tune(**changes):

@@ -187,6 +187,22 @@ def test_after_a_slow_team_steps_stay_alone_until_teams_would_have_gained_as_muc
 
 
 @needs_openmp
+def test_one_stalled_step_keeps_the_others_alone_for_a_while_only(tune):
+    """As when the process was stopped, or the machine slept."""
+    w, g = np.ones(100_000, np.float32), np.ones(100_000, np.float32)
+    opt = rmsfast.RMSProp(w, num_threads=2)
+    tune(slack_seconds=1e9)
+    for _ in range(2):
+        opt.step(g)
+    tune(slack_seconds=-1, slack_factor=0, seconds_a_byte_alone=1e-12, patience=1e6, most_seconds_lost=1e-6)
+    opt.step(g)  # loses more than a microsecond, of which the patience makes a second
+    gains = []
+    while _kernel._team_size(10**12, 2) == 1 and len(gains) < 10:
+        gains.append(0.5)
+    assert sum(gains) == 1
+
+
+@needs_openmp
 def test_unusual_steps_are_not_judged(tune):
     """The first, and the first with new state, which may touch new memory; those that gather a gradient from afar."""
     w, g = np.ones((300, 300), np.float32), np.ones((300, 300), np.float32)
