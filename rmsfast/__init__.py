@@ -36,7 +36,8 @@ def config() -> dict[str, Any]:
     dict
         ``version``; ``isa``, the instruction set in use, and ``isas``, those that this CPU and this build have (the
         environment variable ``RMSFAST_ISA`` forces one of them); ``openmp``, whether steps can use threads;
-        ``num_threads``, how many they may use; ``numpy``, its version.
+        ``num_threads``, how many they may use unless told otherwise: what `get_num_threads` returns, but no more than
+        the cores that this process may use; ``numpy``, its version.
     """
     import numpy as np
 
@@ -45,6 +46,6 @@ def config() -> dict[str, Any]:
         "isa": _kernel.ISA,
         "isas": _kernel.ISAS,
         "openmp": _kernel.OPENMP,
-        "num_threads": get_num_threads(),
+        "num_threads": _kernel.usable_threads(),
         "numpy": np.__version__,
     }

@@ -129,8 +129,9 @@ cdef struct Tuning:
     # tried. To start a team of two costs 1 to 6 µs, and in a training loop about 10 more, because the other cores have
     # to fetch the gradients that the calling thread has just computed. Below twice as much, a step stays on that one.
     size_t bytes_per_thread
-    # No team is larger than the number of cores that the process may use, as it was when the first was wanted: threads
-    # that take turns on a core wait for each other at the end of every step. 0: not asked for yet.
+    # No team is larger than the number of cores that the process may use, as it was when the first was wanted after
+    # the last call of `set_num_threads`: threads that take turns on a core wait for each other at the end of every
+    # step. 0: not asked for yet.
     int cores
     # What starting a team costs here: measured once, before the first team works. A thread has to be worth that, too.
     double dispatch_seconds
@@ -216,7 +217,8 @@ def set_num_threads(n):
     ----------
     n : int
         From 1 to 1024. Small steps use fewer, because a thread has to be worth its start, and no step uses more than
-        this process has cores.
+        the cores that this process may use. These are counted when they first matter, and anew after each call of this
+        function: call it where the CPU affinity or the cgroup quota changes.
 
     Raises
     ------
@@ -227,6 +229,7 @@ def set_num_threads(n):
     if n is None:
         raise TypeError(f"num_threads: None, expected an integer from 1 to {MOST_THREADS}")
     default_threads = as_threads(n)
+    tuning.cores = 0
 
 
 cdef inline int most_threads(int wanted) except -1:
@@ -238,6 +241,11 @@ cdef inline int most_threads(int wanted) except -1:
         from rmsfast.threads import usable_cores
         tuning.cores = usable_cores()
     return min(most, tuning.cores)
+
+
+def usable_threads():
+    """Return how many threads a step may really use where no `num_threads` is given: no more than there are cores."""
+    return most_threads(0)
 
 
 cdef int team_size(size_t length, int most, bint ordinary) noexcept:

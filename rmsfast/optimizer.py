@@ -410,8 +410,8 @@ class RMSProp:
         What to do when a gradient has infinite or NaN elements: compute with them; raise FloatingPointError; or skip
         the step for all parameters, and count it in `skipped_steps`. Either way, nothing else has changed then.
     num_threads : int, optional
-        The most threads that a step may use, of which it uses no more than this process has cores. Without it,
-        `get_num_threads` says.
+        The most threads that a step may use, of which it uses no more than there are cores for this process (see
+        `set_num_threads` for when they are counted). Without it, `get_num_threads` says.
 
     Raises
     ------
@@ -887,8 +887,8 @@ def rmsprop_update(
     lr, beta, eps : float
         Learning rate (≥ 0), decay (from 0 to 1), and what is added to the root (≥ 0).
     num_threads : int, optional
-        The most threads to use, of which no more are used than this process has cores. Without it, `get_num_threads`
-        says.
+        The most threads to use, of which no more are used than there are cores for this process (see `set_num_threads`
+        for when they are counted). Without it, `get_num_threads` says.
 
     Raises
     ------

@@ -23,9 +23,19 @@ def keep_num_threads():
 def test_set_and_get():
     rmsfast.set_num_threads(3)
     assert rmsfast.get_num_threads() == 3
-    assert rmsfast.config()["num_threads"] == 3
     rmsfast.set_num_threads(np.int64(2))
     assert rmsfast.get_num_threads() == 2
+
+
+def test_the_cores_are_counted_anew_when_the_number_is_set(monkeypatch):
+    """What steps may use is shown by `config`: no more than there are."""
+    for cores, expected in (2, 2), (4, 3):
+        monkeypatch.setattr(threads, "usable_cores", lambda cores=cores: cores)
+        rmsfast.set_num_threads(3)
+        assert rmsfast.get_num_threads() == 3
+        assert rmsfast.config()["num_threads"] == expected
+    monkeypatch.setattr(threads, "usable_cores", lambda: 1)
+    assert rmsfast.config()["num_threads"] == 3
 
 
 @pytest.mark.parametrize(
@@ -154,10 +164,10 @@ needs_openmp = pytest.mark.skipif(not _kernel.OPENMP, reason="built without Open
 
 @needs_openmp
 def test_a_thread_must_be_worth_its_start(tune):
-    tune(bytes_per_thread=1000)
+    rmsfast.set_num_threads(3)
+    tune(bytes_per_thread=1000, cores=8)
     sizes = [0, 999, 1999, 2000, 2999, 3000, 4000, 10**12]
     assert [_kernel._team_size(n, 4) for n in sizes] == [1, 1, 1, 2, 2, 3, 4, 4]
-    rmsfast.set_num_threads(3)
     assert _kernel._team_size(10**12, None) == 3
 
 
