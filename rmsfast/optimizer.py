@@ -254,11 +254,16 @@ def is_gradient(value: Any) -> bool:
     return isinstance(value, Rows) or is_sparse(value) or is_array(value)
 
 
-def as_gradient(label: str, value: Any, w: Array) -> Array | _kernel.SummedRows | None:
-    """Return one gradient as the plan wants it: an ndarray of no subclass, the rows of the parameter w, or None."""
+def as_gradient(label: str, value: Any, w: Array, erases: bool) -> Array | _kernel.SummedRows | None:
+    """Return one gradient as the plan wants it: an ndarray of no subclass, the rows of the parameter w, or None.
+
+    Where the step `erases` gradients, no copy of what was given will do.
+    """
     if value is None:
         return None
     if is_sparse(value):
+        if erases:
+            raise TypeError(f"{label}: a sparse matrix, expected an array or Rows, because zero_grads sets it to zero")
         value = whole_rows(label, value, w.shape)
     if isinstance(value, Rows):
         return _kernel.SummedRows(label, w, value.indices, np.asarray(as_array(f"{label}.values", value.values)))
@@ -499,12 +504,12 @@ class RMSProp:
             of gradients that were added up.
         zero_grads : bool, default False
             Set the gradients to zero in the same pass, also when the step is skipped. They must be writable and share
-            no memory with each other.
+            no memory with each other. SciPy's sparse matrices are refused: what is read are copies of theirs.
 
         Raises
         ------
         TypeError
-            If a gradient is no array or has another dtype than its parameter.
+            If a gradient is no array or has another dtype than its parameter, or with `zero_grads` is a sparse matrix.
         ValueError
             If a gradient's shape differs, if there are too few or too many, if a name is unknown, if memory is shared,
             or if a parameter was resized or changed since it was given.
@@ -566,11 +571,14 @@ class RMSProp:
             if not self._plan.step(None, scale, erases):
                 raise TypeError("grads: None, expected gradients, or arrays that were bound before")
             return
-        if not self._plan.step(self._in_line(grads), scale, erases):
+        if not self._plan.step(self._in_line(grads, erases), scale, erases):
             raise RuntimeError("grads: changed during the step, as did the parameters, expected them to stay")
 
-    def _in_line(self, grads: Any) -> list[Any]:
-        """Return the gradients, in any form that is allowed, in the plan's own: one for each parameter, or None."""
+    def _in_line(self, grads: Any, erases: bool = False) -> list[Any]:
+        """Return the gradients, in any form that is allowed, in the plan's own: one for each parameter, or None.
+
+        See `as_gradient` for `erases`.
+        """
         line = self._plan.line
         if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_gradient(grads):
             grads = as_sequence("grads", grads, "a sequence of gradients")
@@ -578,7 +586,7 @@ class RMSProp:
                 grads = in_line_by_group(grads, line.groups)
         label = "grads" if line.single else "grads[{!r}]"
         return [
-            as_gradient(label.format(key), g, w)
+            as_gradient(label.format(key), g, w, erases)
             for key, g, w in zip(line.keys, in_line(grads, line.keys, line.named), line.params, strict=True)
         ]
 

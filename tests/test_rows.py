@@ -284,6 +284,19 @@ def test_sparse_matrices_with_whole_rows(rng, make):
     rmsfast.RMSProp(np.ones((9, 0))).step(make((9, 0), dtype=np.float64))
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_sparse_matrices_are_not_set_to_zero(cls):
+    """What a step takes are copies of what they hold."""
+    params, g = [np.ones(2), np.ones((3, 2))], np.ones(2)
+    opt = cls(params)
+    sparse = scipy.sparse.csr_matrix(np.ones((3, 2)))
+    with pytest.raises(TypeError, match=r"grads\[1\]: a sparse matrix, expected an array or Rows, because zero_grads"):
+        opt.step([g, sparse], zero_grads=True)
+    assert (g == 1).all()
+    assert all((w == 1).all() for w in params)
+    opt.step([g, sparse])
+
+
 def test_a_sparse_vector_has_no_rows():
     with pytest.raises(ValueError, match=r"grads: a sparse array of shape \(5,\), expected one with rows and columns"):
         rmsfast.RMSProp(np.ones(5)).step(scipy.sparse.coo_array(np.ones(5)))
