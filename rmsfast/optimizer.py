@@ -21,7 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Number(NamedTuple):
-    """A setting that is a real number in a range, with or without its lowest value, or perhaps None."""
+    """A setting that is a real number in a range, with or without its lowest value, or perhaps None, as is infinity."""
 
     low: float = 0.0
     high: float = np.inf
@@ -33,6 +33,8 @@ class Number(NamedTuple):
         if value is None and self.optional:
             return None
         number = value if type(value) is float else as_float(value)
+        if number == np.inf and self.optional:
+            return None  # of two ways to say "no limit", one is left
         if number is not None and self.low <= number <= self.high and not (self.above and number == self.low):
             return number
         error = TypeError if number is None else ValueError
@@ -409,8 +411,8 @@ class RMSProp:
         Ascend: turn the gradient round, after clipping and before weight decay.
     clip_value, clip_norm, clip_global_norm : float, optional
         Limit each element of the gradient to this size; or the norm of each parameter's gradient; or the norm of all of
-        this optimizer's gradients together. > 0, and one of the three at most. Norms are of gradients after
-        `grad_scale`.
+        this optimizer's gradients together. > 0, and one of the three at most; an infinite one is read as None. Norms
+        are of gradients after `grad_scale`.
     nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         What to do when a gradient has infinite or NaN elements: compute with them; raise FloatingPointError; or skip
         the step for all parameters, and count it in `skipped_steps`. Either way, nothing else has changed then.

@@ -11,6 +11,7 @@ import rmsfast
 
 CLASSES = [rmsfast.RMSProp, rmsfast.reference.RMSProp]
 DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
+LIMITS = ["clip_value", "clip_norm", "clip_global_norm"]
 
 # Each switch with its positions: settings of the optimizer and, under "step", arguments of `step`.
 SWITCHES = [
@@ -306,6 +307,17 @@ def test_groups_with_limits_of_their_own_share_the_norm_of_all(cls):
     opt = cls([{"params": w, **limit} for w, limit in zip(params, limits, strict=True)], lr=1.0, beta=1.0, eps=1.0)
     opt.step([np.array([3.0]), np.array([4.0]), np.array([0.0])])
     assert [float(w[0]) for w in params] == [-1.5, pytest.approx(-0.8), 0.0]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("limit", LIMITS)
+def test_an_infinite_limit_is_none(cls, limit):
+    w, _ = one_step(cls, [3.0, 3.0], [np.nan, 2.0], lr=1.0, beta=0.75, eps=0.0, **{limit: np.inf})
+    assert np.isnan(w[0])
+    assert w[1] == 1.0
+    opt = cls(np.ones(2), clip_norm=1.0)
+    opt.param_groups[0][limit] = np.float32(np.inf)
+    assert opt.param_groups[0][limit] is None
 
 
 def test_a_norm_that_no_square_can_hold():
@@ -644,7 +656,7 @@ def test_state_dicts_hold_what_the_settings_ask_for(rng):
 
 # ---- Settings that are refused ----
 
-NUMBERS, LIMITS = ["momentum", "weight_decay", "initial_square_avg"], ["clip_value", "clip_norm", "clip_global_norm"]
+NUMBERS = ["momentum", "weight_decay", "initial_square_avg"]
 SWITCHED = ["nesterov", "centered", "decoupled_weight_decay", "eps_inside_sqrt", "lr_in_momentum", "bias_correction"]
 REFUSED_VALUES = [
     *[(name, value, ValueError, "a number ≥ 0") for name in NUMBERS for value in (-1e-9, np.nan, -np.inf)],
