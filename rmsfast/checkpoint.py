@@ -1,5 +1,6 @@
 """An optimizer in a file: one .npz of NumPy's, without pickles, replaced at once, with a digest of what it holds."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,13 +54,18 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
+    """Bring the names in a folder to the disk, where the system can.
+
+    Where it cannot, as for a folder that we may write to and not read, a crash may bring back the file from before. The
+    new one is in its place all the same: nothing failed.
+    """
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Array], int]:

@@ -321,6 +321,19 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path
     assert calls[:2] == ["fsync", "replace"]
 
 
+def test_a_file_that_is_in_its_place_is_saved(tmp_path, monkeypatch):
+    """Also if the folder cannot be opened, as one that is there to be written to only."""
+    opt, _ = small_run()
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    system_open = os.open
+    monkeypatch.setattr(os, "open", lambda path, *args: (refuse if path == tmp_path else system_open)(path, *args))
+    opt.save(tmp_path / "run.npz")
+    opt.load(tmp_path / "run.npz")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="links and permissions of POSIX")
 def test_links_and_permissions(tmp_path):
     opt, _ = small_run()
