@@ -1,6 +1,7 @@
 """An optimizer in a file: one .npz of NumPy's, without pickles, replaced at once, with a digest of what it holds."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,10 @@ VERSION = 1
 
 # Members: "header", JSON as bytes; "param_3" and "square_avg_3", and the other arrays of the fourth parameter;
 # "digest".
+
+# Of an OSError: a damaged offset in the file makes zipfile look for a place before its start, and bz2 has no number.
+# Others come from the system, and say nothing about what is in the file.
+SIGNS_OF_DAMAGE = (errno.EINVAL, None)
 
 
 def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list[Array], skipped_steps: int) -> None:
@@ -76,7 +81,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Array], int
             header = json.loads(members["header"].tobytes())
             kind = header["format"], header["version"]
             content = unpack(header, members) if kind == (FORMAT, VERSION) else None
+        except MemoryError:
+            raise
         except Exception as error:  # zipfile, zlib and NumPy raise many kinds for damaged bytes
+            if isinstance(error, OSError) and error.errno not in SIGNS_OF_DAMAGE:
+                raise
             raise ValueError(f"{path}: damaged, or not written by RMSProp.save ({error})") from error
     if content is None:
         raise ValueError(f"{path}: {kind[0]} of version {kind[1]}, expected {FORMAT} of version {VERSION}")

@@ -1,5 +1,6 @@
 """save and load: the run goes on with the same bits, and a file that is damaged or does not fit changes nothing."""
 
+import errno
 import json
 import os
 import subprocess
@@ -275,6 +276,20 @@ def test_other_files(tmp_path):
     for name in "other", "object", "text", "zip":
         with pytest.raises(ValueError, match=f"{name}.npz: damaged, or not written by RMSProp.save"):
             opt.load(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(errno.EIO, "Input/output error")])
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, error):
+    opt, _ = small_run()
+    opt.save(tmp_path / "run.npz")
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "read_array", fail)
+    with pytest.raises(type(error)) as caught:
+        opt.load(tmp_path / "run.npz")
+    assert caught.value is error
 
 
 def test_a_header_that_promises_too_much_makes_no_array(tmp_path):
