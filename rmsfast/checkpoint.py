@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,9 +46,13 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
     members["digest"] = digest_of(members)
 
     target = Path(os.path.realpath(path))  # behind a link, so that the link stays one
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".rmsfast.{secrets.token_hex(8)}.tmp")  # the target's name may have any length
+    kept = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    mode = 0o666 if kept is None else kept
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            if kept is not None:
+                temporary.chmod(kept)  # it was made without what the umask takes away
             np.savez(file, **members)
             file.flush()
             os.fsync(file.fileno())

@@ -740,7 +740,7 @@ class RMSProp:
         ----------
         path : str or path
             Where to; ``.npz`` is the usual ending. A file that is there is replaced at once, when the new one is
-            complete and on the disk: a crash leaves one or the other.
+            complete and on the disk: a crash leaves one or the other. The new one has the old one's permissions.
 
         Raises
         ------

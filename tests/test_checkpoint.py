@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import zipfile
@@ -360,6 +361,33 @@ def test_links_and_permissions(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     assert (tmp_path / "kept" / "run.npz").stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o400])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, monkeypatch, mode):
+    """Before anything is in it."""
+    opt, _ = small_run()
+    path = tmp_path / "run.npz"
+    opt.save(path)
+    path.chmod(mode)
+    modes = []
+    savez = np.savez
+    monkeypatch.setattr(
+        np, "savez", lambda file, **members: modes.append(os.fstat(file.fileno()).st_mode) or savez(file, **members)
+    )
+    opt.save(path)
+    modes.append(path.stat().st_mode)
+    assert [stat.S_IMODE(each) for each in modes] == [mode, mode]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of POSIX")
+def test_the_longest_name(tmp_path):
+    opt, _ = small_run()
+    path = tmp_path / f"{'x' * 251}.npz"
+    opt.save(path)
+    opt.load(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_saving_needs_little_memory_beside_the_state(tmp_path):
