@@ -109,7 +109,9 @@ cdef class Lock:
     cdef PyThread_type_lock lock
     cdef bint busy
     cdef unsigned long owner            # while busy: the thread that holds the lock
-    cdef int acquire(self) except -1
+    cdef int forks                      # that had led to the process in which the lock was made
+    cdef int make(self) except -1
+    cdef bint acquire(self) except -1
     cdef void release(self) noexcept
 
 

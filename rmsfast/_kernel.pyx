@@ -168,7 +168,7 @@ cdef Tuning tuning = Tuning(
 cdef double slowest_byte = 2e-9     # no CPU takes longer alone; a longer measurement was disturbed
 cdef double debt = 0                # seconds that slow teams lost, and that others have to gain first
 cdef double alone_until = 0         # while new threads settle, on the clock of omp_get_wtime
-cdef unsigned long team_owner = 0   # the thread that had the last team, …
+cdef unsigned long team_owner = 0   # the thread that had the last team, or 0; …
 cdef double last_team = 0           # … and when
 cdef int dispatch_attempts = 0      # to measure what it costs to start a team
 cdef double SECONDS_TO_MEASURE = 2e-4
@@ -218,7 +218,8 @@ def set_num_threads(n):
     n : int
         From 1 to 1024. Small steps use fewer, because a thread has to be worth its start, and no step uses more than
         the cores that this process may use. These are counted when they first matter, and anew after each call of this
-        function: call it where the CPU affinity or the cgroup quota changes.
+        function: call it where the CPU affinity or the cgroup quota changes. A process forked from one whose steps
+        had threads uses one.
 
     Raises
     ------
@@ -254,7 +255,7 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     cdef size_t worth_it = length // tuning.bytes_per_thread
     cdef unsigned long me
     cdef double now
-    if not HAS_OPENMP or most == 1 or worth_it < 2:
+    if not HAS_OPENMP or most == 1 or worth_it < 2 or teams_were_lost:
         return 1
     worth_it = min(worth_it, <size_t>most)
     now = omp_get_wtime()
@@ -283,9 +284,10 @@ cdef bint find_dispatch(int threads, double now) noexcept:
     New threads begin on the core of the one that starts them, and take turns with it until they have slept once. Then
     steps stay alone for a little while, and the next one tries again.
     """
-    global alone_until, dispatch_attempts
+    global alone_until, dispatch_attempts, team_owner
     cdef double least = INFINITY, start = now, stop
     cdef int t, sum = 0
+    team_owner = PyThread_get_thread_ident()
     while start < now + SECONDS_TO_MEASURE:
         with nogil:
             for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
@@ -323,6 +325,26 @@ def _tune(**changes):
 def _team_size(length, wanted):
     """Return how many threads a step on `length` bytes would use now. For tests."""
     return team_size(length, most_threads(as_threads(wanted)), True)
+
+
+# ---- Fork: a child process has, of all threads, the one that forked ----
+
+cdef int forks = 0                  # that led to this process
+cdef unsigned long survivor = 0     # the thread that came here by the last one
+# Where the parent had teams, GNU's runtime believes in this process that their threads are there still, and waits for
+# them without end. So steps stay on the calling thread.
+cdef bint teams_were_lost = False
+
+
+def _after_fork():
+    global forks, survivor, teams_were_lost
+    forks += 1
+    survivor = PyThread_get_thread_ident()
+    teams_were_lost = team_owner != 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 # ---- The line of elements, and the loops over it ----
@@ -1378,15 +1400,31 @@ cdef class Lock:
     """Lets one thread at a time use an optimizer; refuses a thread that comes back while it has it."""
 
     def __cinit__(self):
-        self.lock = PyThread_allocate_lock()
-        if self.lock == NULL:
-            raise MemoryError("no memory for a lock")
+        self.make()
 
     def __dealloc__(self):
         if self.lock != NULL:
             PyThread_free_lock(self.lock)
 
-    cdef int acquire(self) except -1:
+    cdef int make(self) except -1:
+        """Begin with a free lock. One that was there is left as it is: a fork can fall into the middle of its work."""
+        cdef PyThread_type_lock lock = PyThread_allocate_lock()
+        if lock == NULL:
+            raise MemoryError("no memory for a lock")
+        self.lock = lock
+        self.busy = False
+        self.forks = forks
+        return 0
+
+    cdef bint acquire(self) except -1:
+        """Returns whether a thread that a fork left behind had the lock, and what it was at remains as it was."""
+        cdef bint abandoned = False
+        if self.forks != forks:
+            if self.busy and self.owner == survivor:
+                self.forks = forks      # it has the lock still
+            else:
+                abandoned = self.busy
+                self.make()
         if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
             if self.busy and self.owner == PyThread_get_thread_ident():
                 raise RuntimeError("the optimizer was called from inside one of its own calls")
@@ -1394,7 +1432,7 @@ cdef class Lock:
                 PyThread_acquire_lock(self.lock, WAIT_LOCK)
         self.owner = PyThread_get_thread_ident()
         self.busy = True
-        return 0
+        return abandoned
 
     cdef void release(self) noexcept:
         self.busy = False
@@ -1441,9 +1479,17 @@ cdef class Plan:
         self.line = Line(None, [], False)
         self.lock = Lock()
 
+    cdef int begin(self) except -1:
+        """Wait for this plan's turn. Drop what a thread that a fork left behind held for its step, and read the
+        settings again, which it may have been at."""
+        if self.lock.acquire():
+            self.line.let_go()
+            self.changed.up = True
+        return 0
+
     def add_groups(self, list groups, bint single):
         """Take more groups with new state for their parameters, or raise and change nothing."""
-        self.lock.acquire()
+        self.begin()
         try:
             self.line = Line(self.line, groups, single)
             self.changed.up = True
@@ -1455,7 +1501,7 @@ cdef class Plan:
         of them ends that. Raises if a step would; returns False if they are not in this form."""
         cdef Line line
         cdef Py_ssize_t i
-        self.lock.acquire()
+        self.begin()
         line = self.line
         try:
             if grads is not None:
@@ -1488,7 +1534,7 @@ cdef class Plan:
         work.zero_grads = zero_grads is True
         if not 0 <= work.grad_scale < INFINITY:
             return False
-        self.lock.acquire()
+        self.begin()
         line = self.line
         try:
             bound = grads is None and line.bound is not None
@@ -1563,7 +1609,7 @@ cdef class Plan:
         cdef Py_ssize_t i, first, last
         cdef size_t begin, start, stop
         cdef int t
-        self.lock.acquire()
+        self.begin()
         line = self.line
         try:
             line.collect(grads)
@@ -1602,7 +1648,7 @@ cdef class Plan:
 
     def snapshot(self, bint with_params=False):
         """Return copies as of one moment: what `state` returns, the steps taken, and the parameters if asked for."""
-        self.lock.acquire()
+        self.begin()
         try:
             line, entries = self.state()
             entries = [
@@ -1619,7 +1665,7 @@ cdef class Plan:
         count; and perhaps the parameters. Or, if a parameter changed, raise and change nothing."""
         cdef Py_ssize_t i
         cdef const Item *item
-        self.lock.acquire()
+        self.begin()
         try:
             given = [[state.get(name) for name in STATE_NAMES] for state in states]
             for i in range(line.count):

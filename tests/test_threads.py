@@ -360,6 +360,109 @@ def test_steps_inside_of_someones_parallel_region_are_alone(tune):
     assert _kernel._team_size(10**9, 2) == 2
 
 
+# ---- Fork ----
+
+TRAIN = """
+import multiprocessing, os, signal, sys, threading
+import numpy as np
+import rmsfast
+from rmsfast import _kernel
+_kernel._tune(bytes_per_thread=1000, cores=2, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, patience=0)
+g = np.linspace(-1, 1, 300_000)
+def train(threads=2):
+    w = np.ones_like(g)
+    opt = rmsfast.RMSProp(w, num_threads=threads)
+    for _ in range(5):
+        opt.step(g)
+    return w.tobytes()
+def in_a_child(check):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)  # rather than hang
+        os._exit(0 if check() else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+FORKS = {
+    "after a team": """
+expected = train()
+in_a_child(lambda: train() == expected)
+in_a_child(lambda: _kernel._team_size(10**12, 2) == 1)
+assert _kernel._team_size(10**12, 2) == 2
+""",
+    "after the start of one was measured": """
+_kernel._tune(dispatch_seconds=0)
+_kernel._team_size(10**12, 2)
+_kernel._tune()  # whatever was found
+in_a_child(lambda: _kernel._team_size(10**12, 2) == 1)
+""",
+    "before any team": """
+expected = train(threads=1)
+in_a_child(lambda: _kernel._team_size(10**12, 2) == 2 and train() == expected)
+""",
+    "of a child": """
+train()
+in_a_child(lambda: in_a_child(lambda: len(train()) > 0) is None)
+""",
+    "by multiprocessing": """
+expected = train()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map_async(train, [2, 1, 2, 1]).get(timeout=30) == [expected] * 4
+""",
+    "while another thread steps": """
+parent, begun, end = os.getpid(), threading.Event(), threading.Event()
+def schedule(step):
+    if os.getpid() == parent:
+        begun.set()
+        end.wait()
+    return 0.5
+def lone_step(opt):
+    opt.step([None, np.ones(3)])
+    return params[0].tolist() == [1, 1, 1] and params[1].tobytes() == twin.tobytes()
+twin, params = np.ones(3), [np.ones(3), np.ones(3)]
+rmsfast.RMSProp(twin, lr=0.5, momentum=0.5).step(np.ones(3))
+opt = rmsfast.RMSProp(params, lr=schedule, momentum=0.5)
+thread = threading.Thread(target=lambda: opt.step([np.ones(3), np.ones(3)]), daemon=True)
+thread.start()
+begun.wait()
+in_a_child(lambda: lone_step(opt))
+end.set()
+thread.join()
+assert params[0].tobytes() == twin.tobytes()
+""",
+    "from inside a step": """
+parent = os.getpid()
+def schedule(step):
+    if step == 0 and os.getpid() == parent and os.fork() == 0:
+        signal.alarm(30)
+    if os.getpid() != parent and step == 0:
+        try:
+            opt.step(np.ones(3))
+        except RuntimeError as error:
+            assert "from inside one of its own calls" in str(error)
+        else:
+            os._exit(1)
+    return 0.5
+w = np.ones(3)
+opt = rmsfast.RMSProp(w, lr=schedule)
+for _ in range(2):
+    opt.step(np.ones(3))
+if os.getpid() != parent:
+    os._exit(opt.state[0]["step"] != 2)
+assert os.wait()[1] == 0
+""",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("program", FORKS.values(), ids=FORKS)
+def test_fork(program):
+    """In a process of its own, because Python warns of a fork beside threads."""
+    if "_team_size" in program and not _kernel.OPENMP:
+        pytest.skip("built without OpenMP")
+    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", TRAIN + program], check=True, timeout=120)
+
+
 # ---- How threads share the line ----
 
 LINES = {
