@@ -15,6 +15,10 @@ def _tune(**changes: float) -> dict[str, float]: ...
 def _team_size(length: int, wanted: SupportsIndex | None) -> int: ...
 
 @final
+class Lock:
+    def __new__(cls) -> Lock: ...
+
+@final
 class Flag:
     up: bool
 

@@ -10,7 +10,7 @@ cimport numpy as cnp
 from cpython.dict cimport PyDict_Next, PyDict_Size
 from cpython.exc cimport PyErr_Clear
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cpython.object cimport PyObject, PyObject_GetAttr
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -18,7 +18,7 @@ from libc.string cimport memset
 
 from rmsfast._kernel cimport (
     GRAD_AVG, ITEM_COST, MOMENTUM_BUFFER, RMSFAST_FLOAT32, RMSFAST_FLOAT64, STATE_ARRAYS, Gradient, Item, Lock, Record,
-    Span, SummedRows, Work, as_struct, most_threads, overlap, put, rmsfast_settings, run,
+    Span, SummedRows, Work, as_struct, as_threads, most_threads, overlap, put, rmsfast_settings, run,
 )
 
 
@@ -27,6 +27,14 @@ cdef extern from "Python.h":
     Py_ssize_t PyList_GET_SIZE(object list)
     PyObject *PyTuple_GET_ITEM(object tuple, Py_ssize_t i)
     PyObject *type_of "Py_TYPE"(PyObject *)
+
+cdef extern from *:
+    """
+    static PyObject *rmsfast_get_through(PyObject *descriptor, PyObject *instance) {
+        return Py_TYPE(descriptor)->tp_descr_get(descriptor, instance, (PyObject *)Py_TYPE(instance));
+    }
+    """
+    object get_through "rmsfast_get_through"(object descriptor, PyObject *instance)
 
 
 # ---- Looking at a tensor ----
@@ -77,17 +85,18 @@ cdef const rmsfast_exchange *exchange = NULL
 cdef PyObject *tensor_type = NULL
 cdef dict dtypes = {}       # without the exchange API: DLPack's code and bits of a torch.dtype
 cdef object increment_version = None
-cdef str GRAD = "grad"
+cdef object grad_getter = None      # the descriptor of `tensor.grad`
 
 
 def set_up(tensor, dict known_dtypes, increment):
     """Meet a framework: its type of tensors, DLPack's code and bits of its dtypes, and a function that raises the version
     counters of a sequence of tensors. Returns whether tensors show themselves through the exchange API."""
-    global tensor_type, dtypes, exchange, increment_version
+    global tensor_type, dtypes, exchange, increment_version, grad_getter
     tensor_type = <PyObject *>tensor
     Py_INCREF(tensor)
     dtypes = known_dtypes
     increment_version = increment
+    grad_getter = tensor.grad
     exchange = NULL
     capsule = getattr(tensor, "__dlpack_c_exchange_api__", None)
     if capsule is not None:
@@ -95,6 +104,11 @@ def set_up(tensor, dict known_dtypes, increment):
         if exchange.major != DLPACK_MAJOR or exchange.look == NULL:
             exchange = NULL
     return exchange != NULL
+
+
+def check_num_threads(value):
+    """Raise unless `value` is a number of threads that steps can have, or None."""
+    as_threads(value)
 
 
 def _forget_exchange():
@@ -469,7 +483,7 @@ cdef class TensorPlan:
             if kind == OTHER:
                 continue
             if grads is None:
-                grad = PyObject_GetAttr(<object>PyTuple_GET_ITEM(self.params, i), GRAD)
+                grad = get_through(grad_getter, PyTuple_GET_ITEM(self.params, i))
             else:
                 grad = <object>PyList_GET_ITEM(grads, i)
             if grad is None:
@@ -541,7 +555,8 @@ cdef class TensorPlan:
         cdef const rmsfast_settings *s = &self.settings[item.group]
         cdef PyObject *grad = self.records[i].grad
         cdef int k
-        if (s.centered and item.state[GRAD_AVG] == NULL) or (s.momentum != 0 and item.state[MOMENTUM_BUFFER] == NULL):
+        if ((s.centered and native.tensors[GRAD_AVG] == NULL)
+                or (s.momentum != 0 and native.tensors[MOMENTUM_BUFFER] == NULL)):
             return False
         for k in range(TENSORS):
             if native.tensors[k] != NULL and not is_unmoved(native, item.ndim, k):

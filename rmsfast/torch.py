@@ -6,7 +6,7 @@ the kernel does not take: on other devices, of other dtypes, of subclasses with 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.optim import optimizer as base
 from torch.optim.optimizer import Optimizer
 
-from rmsfast import _kernel, _tensors
+import rmsfast._kernel as _kernel
+import rmsfast._tensors as _tensors
 from rmsfast.optimizer import SETTINGS, check_together
 from rmsfast.optimizer import RMSProp as NativeRMSProp
 
@@ -74,31 +75,37 @@ DTYPES = {  # DLPack's code and bits
     torch.complex128: (5, 128),
 }
 PLAIN = (Tensor, torch.nn.Parameter)
-profiler_enabled = torch.autograd._profiler_enabled
+STEP = len(_kernel.STATE_NAMES)  # where a parameter's step count stands among its tensors
+profiler_enabled = torch._C._autograd._profiler_enabled
 
 
-def increment_versions(tensors: Iterable[Tensor]) -> None:
+def increment_one_by_one(tensors: Iterable[Tensor]) -> None:
     """Raise the version counters, as an operation in place does: what autograd has saved of these is stale."""
     for tensor in tensors:
         torch.autograd.graph.increment_version(tensor)
 
 
-try:
-    torch.autograd.graph.increment_version([])
-    increment_versions = torch.autograd.graph.increment_version  # in newer versions it takes several at once
-except TypeError:
-    pass
-_tensors.set_up(Tensor, DTYPES, increment_versions)
+def takes_several(increment: Callable[[Any], None]) -> bool:
+    """Whether a version of PyTorch raises the counters of several tensors in one call."""
+    try:
+        increment([])
+    except TypeError:
+        return False
+    return True
+
+
+increment_version = torch.autograd.graph.increment_version
+_tensors.set_up(Tensor, DTYPES, increment_version if takes_several(increment_version) else increment_one_by_one)
 
 
 def local(tensor: Tensor) -> Tensor | None:
-    """Return a tensor whose memory is that of the elements that this process has; None for an unknown kind of tensor."""
-    kind = type(tensor)
+    """Return a tensor with the memory of the elements that this process has; None for an unknown kind of tensor."""
+    kind: Any = type(tensor)
     if kind in PLAIN:
         return tensor
     if is_distributed(tensor):
         with torch.no_grad():
-            mine = tensor.to_local()
+            mine: Tensor = cast(Any, tensor).to_local()
         return mine if type(mine) in PLAIN else None
     if kind.__torch_dispatch__ is Tensor.__torch_dispatch__ and isinstance(tensor, torch.nn.Parameter):
         return tensor
@@ -108,6 +115,16 @@ def local(tensor: Tensor) -> Tensor | None:
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor."""
     return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+
+
+def kind_of(tensor: Tensor) -> Any:
+    """Return what decides whether a parameter is the kernel's, as far as it changes in a parameter's life."""
+    return type(tensor), tensor.dtype, tensor.device, tensor.shape
+
+
+def placement(tensor: Tensor) -> Any:
+    """Return how a DTensor is spread over processes; None for all others."""
+    return (cast(Any, tensor).device_mesh, cast(Any, tensor).placements) if is_distributed(tensor) else None
 
 
 def as_plain(value: Tensor) -> Tensor:
@@ -133,8 +150,8 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     params : iterable of tensors, of pairs of names and tensors, or of dicts
-        The parameters, or groups of them. The kernel takes float32, float64, complex64 and complex128 on the CPU, in any
-        dense layout, and shards of them (DTensor); all others go through the same rule in PyTorch's operations. A
+        The parameters, or groups of them. The kernel takes float32, float64, complex64 and complex128 on the CPU, in
+        any dense layout, and shards of them (DTensor); all others go through the same rule in PyTorch's operations. A
         sparse gradient updates the rows that it has, and leaves all others, and their state, alone.
     lr : float or tensor of one element, default 1e-2
         The learning rate.
@@ -160,12 +177,12 @@ class RMSprop(Optimizer):
 
     Notes
     -----
-    Results differ from PyTorch's in the last place, because it contracts operations and forms others in double
-    precision; where `centered` cancels, by as much as v − m² loses. Here √(v − m²) is 0 where rounding makes it negative,
-    and NaN there. `rmsfast.reference.step` has the order of operations.
+    Results differ from PyTorch's in the last place, because it contracts some operations; where `centered` cancels, by
+    as much as v − m² loses. Where rounding makes that negative, its root is 0 here, and NaN there.
+    `rmsfast.reference.step` has the order of operations.
 
     State is in ordinary tensors under PyTorch's names, so that `state_dict` moves in both directions between PyTorch's
-    optimizer and this one. Those of the layout of another than their parameter are replaced by ones that have it.
+    optimizer and this one. State that lies otherwise than its parameter is replaced by state that lies as it does.
 
     References
     ----------
@@ -236,6 +253,7 @@ class RMSprop(Optimizer):
         }
         refuse(defaults)
         read_settings(defaults)
+        _tensors.check_num_threads(num_threads)
         self.num_threads = num_threads
         self._forget()
         super().__init__(params, defaults)
@@ -245,7 +263,7 @@ class RMSprop(Optimizer):
         self._lock = getattr(self, "_lock", None) or _kernel.Lock()
         self._plan: _tensors.TensorPlan | None = None
         self._line: list[tuple[Tensor, Entry, bool | None]] = []  # parameter, group, whether the kernel takes it
-        self._others: list[tuple[Tensor, Entry]] = []  # those that it does not take
+        self._others: list[tuple[Tensor, Entry, Any]] = []  # those that it does not take, of what kind they are
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; see `torch.optim.Optimizer.add_param_group`."""
@@ -305,12 +323,14 @@ class RMSprop(Optimizer):
         if plan is None or not plan.step(self.param_groups, self.state, threads):
             self._step_anew(threads)
         elif self._others:
-            self._update_others([(p, p.grad, group) for p, group in self._others if p.grad is not None])
+            self._update_others([(p, p.grad, group) for p, group, _ in self._others if p.grad is not None])
+            if any(kind_of(p) != kind for p, _, kind in self._others):  # perhaps it is the kernel's from now on
+                self._plan = None
         return loss
 
     _observed_step = Optimizer.profile_hook_step(_step)  # with hooks and, for the profiler, a name
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def _step_anew(self, threads: int) -> None:
         """Take a step for which the plan did not suffice: because of the gradients, or of all else."""
         if self._plan is not None and self._step_with_any_gradients(threads):
@@ -338,16 +358,16 @@ class RMSprop(Optimizer):
         self._update_others(others)
         return True
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def _update_others(self, others: list[tuple[Tensor, Tensor, Entry]]) -> None:
         """Update parameters, or for gradients, that are not for the kernel."""
         for p, grad, group in others:
             settings, _ = read_settings(group)
             entry = self._state_of(p, group)
+            for tensor in (p, grad, *entry.values()):
+                check_memory(tensor)
             entry["step"] += 1
             update(p, grad, entry, settings)
-            if self._plan is not None and (p, group) in self._others and p.dtype in DTYPES:
-                self._plan = None
 
     def _state_of(self, p: Tensor, group: Entry) -> Entry:
         """Return a parameter's state, with all that its group's settings ask for."""
@@ -372,21 +392,27 @@ class RMSprop(Optimizer):
             if p.grad is None and not self.state.get(p):
                 natives.append(None)
                 continue
+            check_memory(p)
             tensors = as_native(p, self._state_of(p, group))
             natives.append(tensors or False)
-            for tensor in tensors or ():
-                if tensor is not None and tensor.numel() > 0 and tensor is not tensors[3]:
-                    memory.append((*_tensors.memory_of(tensor), i))
-        memory.sort()
-        for (_, stop, i), (start, _, k) in zip(memory, memory[1:], strict=False):
-            if start < stop:  # not for threads that share the line of elements; PyTorch updates one after the other
-                natives[i] = natives[k] = False
+            places = [_tensors.memory_of(t) for k, t in enumerate(tensors or ()) if t is not None and k != STEP]
+            memory += [(*place, i) for place in places if place and place[0] < place[1]]
+        farthest, owner = 0, -1
+        for start, stop, i in sorted(memory):
+            if start < farthest:  # not for threads that share the line of elements; PyTorch updates one after the other
+                natives[i] = natives[owner] = False
+            if stop > farthest:
+                farthest, owner = stop, i
         self._plan = _tensors.TensorPlan(self._lock, self.param_groups, self.state, natives, read_settings)
+        # A view refers to its base: PyTorch shows a tensor twice as fast to which C++ refers, too. Not to parameters:
+        # torch.utils.swap_tensors refuses those then.
+        state = [t for tensors in natives if isinstance(tensors, tuple) for t in tensors[: STEP + 1] if t is not None]
+        self._held = [t.view_as(t) for t in state]
         self._line = [
             (p, group, None if tensors is None else bool(tensors))
             for (p, group), tensors in zip(line, natives, strict=True)
         ]
-        self._others = [(p, group) for p, group, ours in self._line if ours is False]
+        self._others = [(p, group, kind_of(p)) for p, group, ours in self._line if ours is False]
 
 
 class RMSpropTFLike(RMSprop):
@@ -452,6 +478,14 @@ def step_tensor(count: float) -> Tensor:
     return torch.tensor(float(count), dtype=dtype)
 
 
+def check_memory(tensor: Any) -> None:
+    """Refuse a tensor whose memory was taken away: PyTorch's own operations would crash."""
+    if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return
+    if tensor.numel() > 0 and tensor.data_ptr() == 0 and not tensor._is_zerotensor():
+        raise RuntimeError(f"a tensor of shape {tuple(tensor.shape)}: no memory, because its storage was resized")
+
+
 def as_native(p: Tensor, entry: Entry) -> tuple[Tensor | None, ...] | None:
     """Return the tensors of a parameter as `TensorPlan` wants them, or None if the kernel does not take it.
 
@@ -469,6 +503,7 @@ def as_native(p: Tensor, entry: Entry) -> tuple[Tensor | None, ...] | None:
         part = local(value)
         if part is None or part.dtype != mine.dtype or part.shape != mine.shape or part.device != mine.device:
             return None
+        check_memory(part)
         if part.stride() != mine.stride() or _tensors.memory_of(part) is None:
             if part is not value:
                 return None
@@ -479,10 +514,7 @@ def as_native(p: Tensor, entry: Entry) -> tuple[Tensor | None, ...] | None:
 
 def as_gradient(p: Tensor, grad: Tensor) -> Tensor | _kernel.SummedRows | None:
     """Return the gradient of one of the kernel's parameters as `TensorPlan` wants it, or None if it is not for it."""
-    if is_distributed(grad):
-        if not is_distributed(p) or (grad.device_mesh, grad.placements) != (p.device_mesh, p.placements):
-            return None
-    elif is_distributed(p):
+    if is_distributed(grad) != is_distributed(p) or placement(grad) != placement(p):
         return None
     mine, w = local(grad), local(p)
     if mine is None or w is None:
@@ -492,8 +524,9 @@ def as_gradient(p: Tensor, grad: Tensor) -> Tensor | _kernel.SummedRows | None:
         return _kernel.SummedRows("grad", np.from_dlpack(w.detach()), indices, mine._values().to(w.dtype).numpy())
     if mine.layout is not torch.strided:
         return None
+    check_memory(mine)
     mine = as_plain(mine.resolve_conj().resolve_neg()).to(w.dtype)
-    return mine if mine.data_ptr() or mine.numel() == 0 else mine.clone()
+    return mine.clone() if mine._is_zerotensor() else mine
 
 
 def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any]) -> None:
@@ -548,10 +581,97 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any]) -
         p.addcdiv_(grad, divisor, value=-lr)
         return
     inside, outside = (lr, 1.0) if settings["lr_in_momentum"] else (1.0, lr)
-    move = grad.div(divisor).mul_(inside)
-    buffer = arrays["momentum_buffer"].mul_(momentum).add_(move)
-    p.add_(move.add_(buffer, alpha=momentum) if settings["nesterov"] else buffer, alpha=-outside)
+    buffer = arrays["momentum_buffer"].mul_(momentum).addcdiv_(grad, divisor, value=inside)
+    if settings["nesterov"]:
+        p.add_(grad.div(divisor).mul_(inside).add_(buffer, alpha=momentum), alpha=-outside)
+    else:
+        p.add_(buffer, alpha=-outside)
 
 
 # ---- To and from rmsfast.RMSProp ----
 
+
+def to_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict of `RMSprop`, or of `torch.optim.RMSprop`, as one of `rmsfast.RMSProp`.
+
+    Parameters
+    ----------
+    state_dict : dict
+        What ``optimizer.state_dict()`` returned. Where its groups have names for the parameters, so has the result.
+
+    Returns
+    -------
+    dict
+        For `rmsfast.RMSProp.load_state_dict`: copies of the state as NumPy arrays, step counts as ints, and the
+        settings under our names. What a schedule or PyTorch itself keeps in a group is left out.
+
+    Raises
+    ------
+    TypeError
+        If state has a dtype that NumPy has not.
+    ValueError
+        If a parameter has no state yet, because it never had a gradient.
+    """
+    state, groups = {}, []
+    for group in state_dict["param_groups"]:
+        keys = group.get("param_names", group["params"])
+        settings, _ = read_settings({**LATER, **OURS, **group})
+        groups.append({**settings, "params": list(keys)})
+        for index, key in zip(group["params"], keys, strict=True):
+            entry = state_dict["state"].get(index)
+            if not entry:
+                raise ValueError(f"state[{index}]: none yet, expected each parameter to have had a gradient")
+            label = f"state[{index}]"
+            state[key] = {"step": int(entry["step"])} | {
+                name: as_numpy(f"{label}[{name!r}]", entry[name]) for name in _kernel.STATE_NAMES if name in entry
+            }
+    return {"state": state, "param_groups": groups}
+
+
+def from_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict of `rmsfast.RMSProp` as one of `RMSprop`, which `torch.optim.RMSprop` loads as well.
+
+    Parameters
+    ----------
+    state_dict : dict
+        What ``RMSProp.state_dict()`` returned. Names become ``param_names``.
+
+    Returns
+    -------
+    dict
+        Copies of the state as tensors, step counts as PyTorch has them, and the settings under PyTorch's names.
+
+    Raises
+    ------
+    ValueError
+        If a group clips, asks what to do with nonfinite gradients, or has a schedule for lr, which an optimizer of
+        PyTorch's leaves to others.
+    """
+    state: dict[int, Entry] = {}
+    groups = []
+    for i, group in enumerate(state_dict["param_groups"]):
+        for name in ("clip_value", "clip_norm", "clip_global_norm", "nonfinite"):
+            if group.get(name) not in (None, "propagate"):
+                raise ValueError(
+                    f"param_groups[{i}][{name!r}]: {group[name]!r}, expected none: PyTorch has no such setting"
+                )
+        if "lr" not in group:
+            raise ValueError(f"param_groups[{i}]: a schedule for lr, expected a number")
+        settings = {name: group[NATIVE_NAMES.get(name, name)] for name in (*NUMBERS, *SWITCHES)}
+        keys = group["params"]
+        indices = list(range(len(state), len(state) + len(keys)))
+        names = {"param_names": list(keys)} if any(isinstance(key, str) for key in keys) else {}
+        groups.append({**settings, "foreach": None, **dict.fromkeys(REFUSED, False), **names, "params": indices})
+        for index, key in zip(indices, keys, strict=True):
+            entry = state_dict["state"][key]
+            state[index] = {"step": step_tensor(entry["step"])} | {
+                name: torch.tensor(entry[name]) for name in _kernel.STATE_NAMES if name in entry
+            }
+    return {"state": state, "param_groups": groups}
+
+
+def as_numpy(label: str, tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return a copy of a tensor as an array."""
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{label}: {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    return tensor.detach().cpu().resolve_conj().resolve_neg().numpy().copy()

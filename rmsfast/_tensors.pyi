@@ -1,0 +1,28 @@
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from rmsfast._kernel import Lock, SummedRows
+
+def set_up(tensor: type, known_dtypes: dict[Any, tuple[int, int]], increment: Callable[[Any], None]) -> bool: ...
+def memory_of(tensor: Any) -> tuple[int, int] | None: ...
+def is_step(tensor: Any) -> bool: ...
+def check_num_threads(value: Any) -> None: ...
+def _forget_exchange() -> None: ...
+
+@final
+class Seen:
+    def __new__(cls, mapping: Any) -> Seen: ...
+
+@final
+class TensorPlan:
+    def __new__(
+        cls,
+        lock: Lock,
+        groups: list[dict[str, Any]],
+        state: dict[Any, Any],
+        natives: Sequence[tuple[Any, ...] | bool | None],
+        read_settings: Callable[[dict[str, Any]], tuple[dict[str, Any], bool]],
+    ) -> TensorPlan: ...
+    def step(
+        self, groups: list[Any], state: Any, threads: int, grads: Sequence[Any | SummedRows | None] | None = None
+    ) -> bool: ...
