@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -1110,3 +1111,46 @@ def test_without_pytorch_the_import_says_what_to_install():
     program = "import sys; sys.modules['torch'] = None\nimport rmsfast.torch"
     run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert "ImportError: rmsfast.torch needs PyTorch, 2.5 or newer: pip install torch" in run.stderr
+
+
+# ---- Several processes ----
+
+
+def run_processes(engine, world, folder):
+    """Train in so many processes; return what each of them has in the end."""
+    worker = Path(__file__).with_name("torch_worker.py")
+    processes = [
+        subprocess.Popen([sys.executable, "-P", worker, engine, str(rank), str(world), folder], stderr=subprocess.PIPE)
+        for rank in range(world)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors.decode()[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("engine", ["ddp", "zero", "fsdp"])
+def test_processes_train_as_one_does(engine, world, tmp_path):
+    import torch_worker
+
+    model, optimizer = torch_worker.one_process()
+    whole = torch_worker.elements_of_state(optimizer)
+    results = run_processes(engine, world, tmp_path)
+    for result in results:
+        for p, expected in zip(result["params"], model.parameters(), strict=True):
+            torch.testing.assert_close(p, expected.detach(), rtol=1e-12, atol=1e-12)
+        assert result["native"], "the kernel takes what a process has"
+        assert result["elements"] == whole if engine == "ddp" else 0 < result["elements"] < whole
+    if engine != "ddp":
+        assert sum(result["elements"] for result in results) == whole
+    if engine == "zero":
+        state = results[0]["state_dict"]["state"]
+        for i, p in enumerate(model.parameters()):
+            for name, value in optimizer.state[p].items():
+                torch.testing.assert_close(state[i][name], value, rtol=1e-10, atol=1e-12)
