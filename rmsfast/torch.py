@@ -264,6 +264,7 @@ class RMSprop(Optimizer):
         self._plan: _tensors.TensorPlan | None = None
         self._line: list[tuple[Tensor, Entry, bool | None]] = []  # parameter, group, whether the kernel takes it
         self._others: list[tuple[Tensor, Entry, Any]] = []  # those that it does not take, of what kind they are
+        self._held: list[Tensor] = []
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; see `torch.optim.Optimizer.add_param_group`."""
@@ -284,7 +285,7 @@ class RMSprop(Optimizer):
             group.update(dict.fromkeys(REFUSED, False))  # a run on a GPU may go on here
             for p in group["params"]:
                 entry = self.state.get(p, {})
-                if entry and not torch.is_tensor(entry["step"]):
+                if "step" in entry and not torch.is_tensor(entry["step"]):
                     entry["step"] = step_tensor(float(entry["step"]))
 
     # ---- A step ----
@@ -360,7 +361,7 @@ class RMSprop(Optimizer):
 
     @torch.no_grad()
     def _update_others(self, others: list[tuple[Tensor, Tensor, Entry]]) -> None:
-        """Update parameters, or for gradients, that are not for the kernel."""
+        """Update what is not for the kernel: other parameters, and those with gradients of other kinds."""
         for p, grad, group in others:
             settings, _ = read_settings(group)
             entry = self._state_of(p, group)
@@ -519,6 +520,8 @@ def as_gradient(p: Tensor, grad: Tensor) -> Tensor | _kernel.SummedRows | None:
     mine, w = local(grad), local(p)
     if mine is None or w is None:
         return None
+    if mine.shape != w.shape:
+        raise RuntimeError(f"a gradient of shape {tuple(mine.shape)}, expected {tuple(w.shape)}, as its parameter")
     if mine.layout is torch.sparse_coo and mine.sparse_dim() == 1 and w.is_contiguous():
         indices = mine._indices()[0].numpy()
         return _kernel.SummedRows("grad", np.from_dlpack(w.detach()), indices, mine._values().to(w.dtype).numpy())

@@ -1,5 +1,6 @@
 """One process of a distributed run: `python torch_worker.py engine rank world folder`, started by test_torch.py."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def main(engine, rank, world, folder):
     torch.save(result, Path(folder, f"{rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of PyTorch's that still run would abort a process that ends beside them
 
 
 if __name__ == "__main__":
