@@ -52,7 +52,7 @@ def row_steps() -> dict[str, Callable[[], None]]:
     values = torch.rand(TOUCHED, WIDTH) + 0.05
     table = torch.nn.Parameter(torch.rand(ROWS, WIDTH))
     optimizer = rmsfast.torch.RMSprop([table], lr=LR, alpha=BETA, eps=EPS)
-    sparse = torch.sparse_coo_tensor(rows[None], values, table.shape)
+    sparse = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=True)
     dense = torch.rand(ROWS, WIDTH) + 0.05
 
     def with_gradient(grad: torch.Tensor) -> Callable[[], None]:

@@ -444,7 +444,8 @@ cdef class TensorPlan:
         cdef Work work
         if groups is not self.groups or state is not self.state:
             return False
-        self.lock.acquire()
+        if self.lock.acquire():
+            self.let_go()       # of a step that a fork cut off
         try:
             if not self.collect(grads) or not self.refresh() or not self.verify():
                 return False

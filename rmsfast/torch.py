@@ -265,6 +265,7 @@ class RMSprop(Optimizer):
         self._line: list[tuple[Tensor, Entry, bool | None]] = []  # parameter, group, whether the kernel takes it
         self._others: list[tuple[Tensor, Entry, Any]] = []  # those that it does not take, of what kind they are
         self._held: list[Tensor] = []
+        self._unusual = False  # the last step had gradients that the plan does not take as they are
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; see `torch.optim.Optimizer.add_param_group`."""
@@ -321,7 +322,7 @@ class RMSprop(Optimizer):
                 loss = closure()
         threads = self.num_threads or torch.get_num_threads()
         plan = self._plan
-        if plan is None or not plan.step(self.param_groups, self.state, threads):
+        if plan is None or self._unusual or not plan.step(self.param_groups, self.state, threads):
             self._step_anew(threads)
         elif self._others:
             self._update_others([(p, p.grad, group) for p, group, _ in self._others if p.grad is not None])
@@ -347,15 +348,18 @@ class RMSprop(Optimizer):
         """Take a step with gradients of all kinds. False, with nothing done, if the plan does not fit."""
         grads: list[Tensor | _kernel.SummedRows | None] = []
         others = []
+        unusual = clone
         for p, group, ours in self._line:
             given = p.grad
             mine = given if given is None or ours is None else as_gradient(p, given) if ours else None
             if given is not None and mine is None:
                 others.append((p, given, group))
+            unusual |= mine is not given and ours is True
             grads.append(mine.clone() if clone and isinstance(mine, Tensor) else mine)
         assert self._plan is not None
         if not self._plan.step(self.param_groups, self.state, threads, grads):
             return False
+        self._unusual = unusual
         self._update_others(others)
         return True
 
