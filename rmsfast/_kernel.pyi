@@ -7,6 +7,7 @@ OPENMP: bool
 STATE_NAMES: tuple[str, str, str]
 ISAS: tuple[str, ...]
 ISA: str
+__pyx_capi__: dict[str, object]  # what _tensors.pyx uses
 
 def get_num_threads() -> int: ...
 def set_num_threads(n: SupportsIndex) -> None: ...

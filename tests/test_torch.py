@@ -4,6 +4,7 @@ import copy
 import doctest
 import inspect
 import io
+import os
 import pickle
 import re
 import subprocess
@@ -1191,3 +1192,53 @@ def test_processes_train_as_one_does(engine, world, tmp_path):
         for i, p in enumerate(model.parameters()):
             for name, value in optimizer.state[p].items():
                 torch.testing.assert_close(state[i][name], value, rtol=1e-10, atol=1e-12)
+
+
+FORKS = """
+import multiprocessing, os, sys
+import torch
+import rmsfast.torch
+from rmsfast import _kernel
+
+def train(steps):
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(400_000))
+    optimizer = rmsfast.torch.RMSprop([w], momentum=0.9)
+    w.grad = torch.linspace(-1, 1, 400_000)
+    for _ in range(steps):
+        optimizer.step()
+    return optimizer, w
+
+class Points(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        _, w = train(3)     # in a worker of the loader, which was forked
+        return w.detach()[:4].clone()
+
+_kernel._tune(cores=4, dispatch_seconds=1e-12, seconds_a_byte_alone=1e-9)
+optimizer, w = train(3)
+expected = w.detach()[:4].clone()
+assert all(torch.equal(rows, expected.expand(4, 4)) for rows in torch.utils.data.DataLoader(Points(), 4, num_workers=2))
+
+before = w.detach().clone()
+child = os.fork()
+if child == 0:
+    optimizer.step()
+    torch.save(w.detach(), sys.argv[1])
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0
+assert torch.equal(w.detach(), before), "the child has its own"
+optimizer.step()
+assert torch.equal(torch.load(sys.argv[1]), w.detach())
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_processes_and_the_workers_of_a_data_loader_take_steps(tmp_path):
+    program = [sys.executable, "-P", "-W", "ignore", "-c", FORKS, str(tmp_path / "child.pt")]
+    run = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout == "done\n"
