@@ -633,7 +633,9 @@ cdef bint is_lazy(grad) except -1:
 
 
 cdef bint aim_at_rows(const Item *item, SummedRows rows, Gradient *found) noexcept:
-    """As `aim_at_tensor`; the rows were checked, and copied, when they were summed for this parameter."""
+    """As `aim_at_tensor`; the rows were checked when they were summed. False if that was not for a parameter like this."""
+    if rows.limit != item.shape[0] or cnp.PyArray_SIZE(rows.rows) != cnp.PyArray_DIMS(rows.rows)[0] * item.row:
+        return False
     found.rows = <const Py_ssize_t *>cnp.PyArray_DATA(rows.indices)
     found.row_grads = rows.grads
     found.active = rows.count * item.row

@@ -526,7 +526,7 @@ def as_gradient(p: Tensor, grad: Tensor) -> Tensor | _kernel.SummedRows | None:
         return None
     if mine.shape != w.shape:
         raise RuntimeError(f"a gradient of shape {tuple(mine.shape)}, expected {tuple(w.shape)}, as its parameter")
-    if mine.layout is torch.sparse_coo and mine.sparse_dim() == 1 and w.is_contiguous():
+    if mine.layout is torch.sparse_coo and mine.sparse_dim() == 1 and w.stride() == strides_in_c_order(w):
         indices = mine._indices()[0].numpy()
         return _kernel.SummedRows("grad", np.from_dlpack(w.detach()), indices, mine._values().to(w.dtype).numpy())
     if mine.layout is not torch.strided:
@@ -534,6 +534,10 @@ def as_gradient(p: Tensor, grad: Tensor) -> Tensor | _kernel.SummedRows | None:
     check_memory(mine)
     mine = as_plain(mine.resolve_conj().resolve_neg()).to(w.dtype)
     return mine.clone() if mine._is_zerotensor() else mine
+
+
+def strides_in_c_order(tensor: Tensor) -> tuple[int, ...]:
+    return torch.empty(tensor.shape, device="meta").stride()
 
 
 def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any]) -> None:

@@ -751,6 +751,23 @@ def test_sparse_gradients_that_are_not_rows(dtype):
         assert a.state[p]["step"].item() == 2
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1), (3, 1, 4), (7,)])
+def test_rows_of_odd_shapes(shape, looking):
+    """Where an axis has one element, its stride may be anything: (1, 1) for a row of five."""
+    for strides in torch.empty(shape).stride(), (1,) * len(shape):
+        p = torch.nn.Parameter(torch.empty_strided(shape, strides, dtype=torch.float64).fill_(1.0).contiguous())
+        if torch.empty_strided(shape, strides).is_contiguous():
+            p = torch.nn.Parameter(torch.empty_strided(shape, strides, dtype=torch.float64).fill_(1.0))
+        q = torch.nn.Parameter(torch.ones(shape, dtype=torch.float64))
+        a, b = ours.RMSprop([p]), Theirs([q])
+        q.grad = torch.randn(shape, dtype=torch.float64)
+        p.grad = q.grad.to_sparse(1)
+        for _ in range(2):
+            a.step()
+            b.step()
+        assert_close(a, b)
+
+
 def test_sparse_and_dense_gradients_take_turns():
     table, bias = parameters((20, 3), (3,))
     optimizer = ours.RMSprop([table, bias])
