@@ -22,6 +22,7 @@ class Lock:
 @final
 class Flag:
     up: bool
+    def put(self, held: dict[str, Any], settings: dict[str, Any]) -> None: ...
 
 @final
 class SummedRows:
@@ -74,9 +75,10 @@ class Plan:
         line: Line,
         steps: list[int],
         states: list[dict[str, Array]],
-        settings: list[dict[str, Any]],
+        settings: list[tuple[dict[str, Any], dict[str, Any]]],
         steps_taken: int | None,
         params: list[Array] | None = None,
+        skipped: int | None = None,
     ) -> None: ...
 
 def update(

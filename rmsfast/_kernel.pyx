@@ -79,6 +79,11 @@ cdef extern from "csrc/fpmode.h" nogil:
     rmsfast_fpmode rmsfast_fpmode_enter()
     void rmsfast_fpmode_leave(rmsfast_fpmode)
 
+cdef extern from "csrc/system.h" nogil:
+    bint rmsfast_can_start(int count)
+    int rmsfast_own_limit()
+    bint rmsfast_prepare_fork()
+
 cdef extern from *:
     """
     #ifdef _OPENMP
@@ -88,11 +93,13 @@ cdef extern from *:
     enum { HAS_OPENMP = 0 };
     static double omp_get_wtime(void) { return 0; }
     static int omp_in_parallel(void) { return 0; }
+    static int omp_get_max_threads(void) { return 1; }
     #endif
     """
     bint HAS_OPENMP
     double omp_get_wtime() nogil
     bint omp_in_parallel() nogil
+    int omp_get_max_threads() nogil
 
 OPENMP = HAS_OPENMP
 
@@ -167,15 +174,18 @@ cdef Tuning tuning = Tuning(
 )
 cdef double slowest_byte = 2e-9     # no CPU takes longer alone; a longer measurement was disturbed
 cdef double debt = 0                # seconds that slow teams lost, and that others have to gain first
-cdef double alone_until = 0         # while new threads settle, on the clock of omp_get_wtime
+cdef double alone_until = 0         # while new threads settle, or there can be none, on the clock of omp_get_wtime
 cdef unsigned long team_owner = 0   # the thread that had the last team, or 0; …
 cdef double last_team = 0           # … and when
+cdef int largest_team = 0           # of that thread: so many threads could be started
 cdef int dispatch_attempts = 0      # to measure what it costs to start a team
 cdef double SECONDS_TO_MEASURE = 2e-4
 cdef double SLOW_DISPATCH = 5e-5    # no runtime takes longer, once its threads run
 cdef double SECONDS_TO_SETTLE = 1e-2
+cdef double SECONDS_TO_START = 1    # until it is tried again, where the system had no thread left
 
 cdef int default_threads = 0    # 0: not asked for yet
+cdef int unlimited = 0          # the OpenMP runtime's own limit, where nobody has set another; 0: as above
 cdef int MOST_THREADS = 1024
 
 
@@ -218,8 +228,8 @@ def set_num_threads(n):
     n : int
         From 1 to 1024. Small steps use fewer, because a thread has to be worth its start, and no step uses more than
         the cores that this process may use. These are counted when they first matter, and anew after each call of this
-        function: call it where the CPU affinity or the cgroup quota changes. A process forked from one whose steps
-        had threads uses one.
+        function: call it where the CPU affinity or the cgroup quota changes. A lower limit that was set for the calling
+        thread with ``omp_set_num_threads``, as by threadpoolctl's ``threadpool_limits``, holds as well.
 
     Raises
     ------
@@ -235,35 +245,54 @@ def set_num_threads(n):
 
 cdef inline int most_threads(int wanted) except -1:
     """How many threads a call may use that wants so many, or 0 for the default."""
+    global unlimited
     cdef int most = wanted if wanted != 0 else default_threads if default_threads != 0 else get_num_threads()
     if most == 1:
         return 1
     if tuning.cores == 0:
         from rmsfast.threads import usable_cores
+        if unlimited == 0:
+            unlimited = rmsfast_own_limit()
         tuning.cores = usable_cores()
     return min(most, tuning.cores)
 
 
+cdef inline int within_limit(int threads) noexcept:
+    """No more of some threads than the limit that someone set for this thread with `omp_set_num_threads`, as
+    threadpoolctl does: one that is lower than the runtime's own, which takes no notice of `set_num_threads`."""
+    cdef int limit = omp_get_max_threads()
+    return min(threads, limit) if limit < unlimited else threads
+
+
 def usable_threads():
-    """Return how many threads a step may really use where no `num_threads` is given: no more than there are cores."""
-    return most_threads(0)
+    """Return how many threads a step of this thread may really use where no `num_threads` is given: no more than there
+    are cores, or than someone has limited it to."""
+    return within_limit(most_threads(0))
 
 
 cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     """How many threads a step on `length` bytes of parameters uses, of those that it may use."""
-    global team_owner, last_team, debt
+    global team_owner, last_team, largest_team, alone_until, debt
     cdef size_t worth_it = length // tuning.bytes_per_thread
     cdef unsigned long me
     cdef double now
     if not HAS_OPENMP or most == 1 or worth_it < 2 or teams_were_lost:
         return 1
-    worth_it = min(worth_it, <size_t>most)
+    worth_it = min(worth_it, <size_t>within_limit(most))
+    if worth_it < 2:
+        return 1
     now = omp_get_wtime()
     me = PyThread_get_thread_ident()
     if now < alone_until or omp_in_parallel() or (team_owner != me and now < last_team + tuning.seconds_to_inherit):
         return 1
     if ordinary and tuning.seconds_a_byte_alone == 0:
         return 1
+    if team_owner != me or worth_it > <size_t>largest_team:
+        if not rmsfast_can_start(<int>worth_it - 1):
+            alone_until = now + SECONDS_TO_START
+            return 1
+        team_owner = me
+        largest_team = <int>worth_it
     if tuning.dispatch_seconds == 0 and not find_dispatch(<int>worth_it, now):
         return 1
     if tuning.seconds_a_byte_alone > 0:
@@ -273,7 +302,6 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     if debt > 0:
         debt -= length * tuning.seconds_a_byte_alone * (1 - 1.0 / worth_it)
         return 1
-    team_owner = me
     last_team = now
     return <int>worth_it
 
@@ -284,10 +312,9 @@ cdef bint find_dispatch(int threads, double now) noexcept:
     New threads begin on the core of the one that starts them, and take turns with it until they have slept once. Then
     steps stay alone for a little while, and the next one tries again.
     """
-    global alone_until, dispatch_attempts, team_owner
+    global alone_until, dispatch_attempts
     cdef double least = INFINITY, start = now, stop
     cdef int t, sum = 0
-    team_owner = PyThread_get_thread_ident()
     while start < now + SECONDS_TO_MEASURE:
         with nogil:
             for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
@@ -331,20 +358,27 @@ def _team_size(length, wanted):
 
 cdef int forks = 0                  # that led to this process
 cdef unsigned long survivor = 0     # the thread that came here by the last one
-# Where the parent had teams, GNU's runtime believes in this process that their threads are there still, and waits for
-# them without end. So steps stay on the calling thread.
-cdef bint teams_were_lost = False
+cdef bint fork_is_safe = True       # for teams in the forked process
+cdef bint teams_were_lost = False   # in a fork that was not safe: steps stay on the calling thread
+
+
+def _before_fork():
+    global fork_is_safe
+    fork_is_safe = rmsfast_prepare_fork()
 
 
 def _after_fork():
-    global forks, survivor, teams_were_lost
+    global forks, survivor, teams_were_lost, team_owner, last_team
     forks += 1
     survivor = PyThread_get_thread_ident()
-    teams_were_lost = team_owner != 0
+    if team_owner != 0 and not fork_is_safe:
+        teams_were_lost = True
+    team_owner = 0
+    last_team = 0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 # ---- The line of elements, and the loops over it ----
@@ -1444,6 +1478,12 @@ cdef class Flag:
     """Raised by a parameter group whose settings changed, lowered by the plan that reads them."""
     cdef public bint up
 
+    def put(self, dict held not None, dict settings not None):
+        """Change settings that a group holds, and raise the flag: here, where no signal and no other thread can come
+        between the two."""
+        held.update(settings)
+        self.up = True
+
 
 @cython.final
 cdef class Plan:
@@ -1659,10 +1699,12 @@ cdef class Plan:
         finally:
             self.lock.release()
 
-    def restore(self, Line line not None, list steps, list states, list settings, steps_taken, params=None):
+    def restore(self, Line line not None, list steps, list states, list settings, steps_taken, params=None,
+                skipped=None):
         """Take over what was checked against a line: of each parameter its step count and a dict of its state arrays,
-        perhaps this optimizer's own; each group's settings; the number of steps taken, or None for the largest step
-        count; and perhaps the parameters. Or, if a parameter changed, raise and change nothing."""
+        perhaps this optimizer's own; for each group the dict that holds its settings, and what to put there; the number
+        of steps taken, or None for the largest step count; and perhaps the parameters, and the number of steps skipped.
+        Or, if a parameter changed, raise and change nothing."""
         cdef Py_ssize_t i
         cdef const Item *item
         self.begin()
@@ -1686,6 +1728,7 @@ cdef class Plan:
                     for a, old in zip(given[i], self.line.states[i])
                 ])
             own += self.line.states[line.count:]
+            # From here on no Python code runs, so that a signal takes effect before or after all of it.
             self.line.take_states(own)
             for i in range(line.count):
                 self.line.records[i].steps = steps[i]
@@ -1694,8 +1737,10 @@ cdef class Plan:
                         old[...] = a
                 if params is not None:
                     self.line.params[i][...] = params[i]
-            for group, values in zip(line.groups, settings):
-                group.set(values)
+            for held, values in settings:
+                self.changed.put(held, values)
+            if skipped is not None:
+                self.skipped = skipped
             self.steps = self.line.most_steps() if steps_taken is None else steps_taken
         finally:
             self.lock.release()

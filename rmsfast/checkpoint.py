@@ -47,7 +47,11 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
 
     target = Path(os.path.realpath(path))  # behind a link, so that the link stays one
     temporary = target.with_name(f".rmsfast.{secrets.token_hex(8)}.tmp")  # the target's name may have any length
-    kept = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    there = target.stat().st_mode if target.exists() else None
+    if there is not None and not stat.S_ISREG(there):  # a folder; or a device, such as /dev/null, which must stay one
+        kind = errno.EISDIR if stat.S_ISDIR(there) else errno.EINVAL
+        raise OSError(kind, "not a regular file, expected one to replace, or none", str(path))
+    kept = None if there is None else stat.S_IMODE(there)
     mode = 0o666 if kept is None else kept
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -58,7 +62,8 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # as of a file system that is read-only: what went wrong first is said
+            temporary.unlink()
         raise
     flush_folder(target.parent)
 
@@ -93,7 +98,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Array], int
                 raise
             raise ValueError(f"{path}: damaged, or not written by RMSProp.save ({error})") from error
     if content is None:
-        raise ValueError(f"{path}: {kind[0]} of version {kind[1]}, expected {FORMAT} of version {VERSION}")
+        raise ValueError(f"{path}: {kind[0]!s:.60} of version {kind[1]!s:.60}, expected {FORMAT} of version {VERSION}")
     return content
 
 
@@ -101,20 +106,39 @@ def unpack(header: dict[str, Any], members: dict[str, Array]) -> tuple[dict[str,
     """Return what `write` was given from what it wrote."""
     state: dict[Any, dict[str, Any]] = {}
     params = []
+    rest = {name: a for name, a in members.items() if name != "header"}
     for i, (name, step) in enumerate(zip(header["names"], header["steps"], strict=True)):
-        params.append(members[f"param_{i}"])
-        arrays = {array: members[f"{array}_{i}"] for array in STATE_NAMES if f"{array}_{i}" in members}
+        params.append(rest.pop(f"param_{i}"))
+        arrays = {array: rest.pop(f"{array}_{i}") for array in STATE_NAMES if f"{array}_{i}" in rest}
         state[name] = {"step": step, **arrays}
-    return {"state": state, "param_groups": header["param_groups"]}, params, int(header["skipped_steps"])
+    if rest or len(state) < len(params):
+        raise ValueError(f"{len(members)} members, of which some belong to no parameter, or a name given twice")
+    skipped_steps = header["skipped_steps"]
+    if type(skipped_steps) is not int or skipped_steps < 0:
+        raise ValueError(f"skipped_steps: {skipped_steps!r:.60}, expected a count")
+    return {"state": state, "param_groups": header["param_groups"]}, params, skipped_steps
 
 
 def read_members(file: IO[bytes]) -> dict[str, Array]:
-    """Return the arrays of an .npz file by name, or raise if their digest is another than the one that is with them."""
+    """Return the arrays of an .npz file by name, or raise if their digest is another than the one that is with them.
+
+    Whoever made the file, it takes no more memory than about its own size: nothing in it is compressed, and all members
+    together are no larger than it is. Nothing is ever written under a member's name.
+    """
+    room = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
-        members = {}
+        members: dict[str, Array] = {}
         for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in members:
+                raise ValueError(f"two members {name!r:.60}")
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{name!r:.60} is compressed")
+            room -= info.file_size
+            if room < 0:
+                raise ValueError("its members overlap")
             with archive.open(info) as member:
-                members[info.filename.removesuffix(".npy")] = read_array(member, info.file_size)
+                members[name] = read_array(member, info.file_size)
     digest = members.pop("digest")
     if digest.tobytes() != digest_of(members).tobytes():
         raise ValueError("its digest does not fit its content")

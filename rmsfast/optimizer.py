@@ -202,12 +202,11 @@ class ParamGroup(MutableMapping[str, Any]):
         if values.get("initial_square_avg", start) != start:
             raise ValueError(f"initial_square_avg: fixed once the group is made, because its state began at {start:g}")
         check_together({**self._settings, **values})
-        self.set(values)
+        self._changed.put(self._settings, values)
 
-    def set(self, settings: dict[str, Any]) -> None:
-        """Take over settings that were checked."""
-        self._settings.update(settings)
-        self._changed.up = True
+    def held(self) -> dict[str, Any]:
+        """Return the settings themselves, for `Flag.put`, once what is put there was checked."""
+        return self._settings
 
     def __delitem__(self, key: str) -> None:
         raise TypeError(f"{key!r}: a parameter group keeps all its settings, expected a new value")
@@ -615,14 +614,15 @@ class RMSProp:
         `index` is its own, `first` that of its first parameter; an array `alone` is all that there is.
         """
         label = f"param_groups[{index}]"
-        if not isinstance(group, Mapping) or "params" not in group:
+        given = dict(group) if isinstance(group, Mapping) else {}  # looked at once: it may answer otherwise next time
+        if "params" not in given:
             raise TypeError(f"{label}: {group!r:.60}, expected a mapping with 'params' and settings")
-        own = {name: value for name, value in group.items() if name not in ("params", "param_names")}
+        own = {name: value for name, value in given.items() if name not in ("params", "param_names")}
         settings = {**self._defaults, **as_settings(own, f"{label}[{{!r}}]")}
         check_together(settings, "" if settings == self._defaults else f"{label}: ")
-        names, arrays = as_params(group["params"], first, alone)
-        if names is None and group.get("param_names") is not None:
-            names = [as_name(name) for name in as_sequence(f"{label}['param_names']", group["param_names"], "names")]
+        names, arrays = as_params(given["params"], first, alone)
+        if names is None and given.get("param_names") is not None:
+            names = [as_name(name) for name in as_sequence(f"{label}['param_names']", given["param_names"], "names")]
             if len(names) != len(arrays):
                 raise ValueError(f"{label}['param_names']: {count_of(len(names), 'name')}, expected {len(arrays)}")
         return ParamGroup(arrays, names, settings, self._changed)
@@ -696,7 +696,7 @@ class RMSProp:
         line, _ = self._plan.state()
         groups, keys = line.groups, line.keys
         entries = _part(state_dict, "state", Mapping)
-        packed = _part(state_dict, "param_groups", (list, tuple))
+        packed = list(_part(state_dict, "param_groups", (list, tuple)))
         if len(packed) != len(groups):
             raise ValueError(f"param_groups: {len(packed)} groups, expected {len(groups)}")
         settings: list[dict[str, Any]] = []
@@ -731,7 +731,8 @@ class RMSProp:
                 name: _part(entry, name, object, f"state[{key!r}]") for name in (*names, *entry) if name != "step"
             }
             states.append({name: _as_like(f"state[{key!r}][{name!r}]", a, w) for name, a in arrays.items()})
-        return line, steps, states, settings, steps_taken
+        held = [group.held() for group in groups]
+        return line, steps, states, list(zip(held, settings, strict=True)), steps_taken
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the parameters, their state and the settings to one file, from which `load` goes on.
@@ -745,11 +746,14 @@ class RMSProp:
         Raises
         ------
         OSError
-            If the file cannot be written. One that was there stays.
+            If the file cannot be written, or `path` is a folder or a device. What was there stays.
 
         Notes
         -----
         The file is one of `numpy.savez`, without pickles. A callable ``lr`` is not part of it.
+
+        A process that is killed while it saves leaves a part of the new file beside the old one, under a name such as
+        ``.rmsfast.0123456789abcdef.tmp``. Nothing reads such a file: once no process saves there, it may be deleted.
         """
         from rmsfast import checkpoint  # here, because it would double the time that `import rmsfast` takes
 
@@ -772,14 +776,18 @@ class RMSProp:
         TypeError, ValueError
             If the file is damaged, or not from `save`, or of a version that is not known, or does not fit, or if a
             parameter was resized or changed since it was given.
+
+        Notes
+        -----
+        The file may come from anyone: nothing in it is executed, and to read it takes about its size in memory. Its
+        digest tells damage, not forgery.
         """
         from rmsfast import checkpoint
 
         state_dict, saved, skipped = checkpoint.read(path)
         line, steps, states, settings, steps_taken = self._as_restored(state_dict)
         params = [_as_like(f"params[{key!r}]", a, w) for key, a, w in zip(line.keys, saved, line.params, strict=True)]
-        self._plan.restore(line, steps, states, settings, steps_taken, params)
-        self._plan.skipped = skipped
+        self._plan.restore(line, steps, states, settings, steps_taken, params, skipped)
 
     def __copy__(self) -> "RMSProp":
         twin = type(self).__new__(type(self))
@@ -852,12 +860,14 @@ def _part(mapping: Any, key: Any, kind: Any, label: str = "state_dict") -> Any:
     """Return one part of a state dict that has to be there and of a kind, or raise."""
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{label}: {type(mapping).__name__}, expected a mapping")
-    if key not in mapping:
+    missing = object()
+    part = mapping.get(key, missing)  # looked at once: it may answer otherwise next time
+    if part is missing:
         raise ValueError(f"{label}: has no {key!r}, expected one")
-    if not isinstance(mapping[key], kind):
+    if not isinstance(part, kind):
         wanted = "a mapping" if kind is Mapping else "a list"
-        raise TypeError(f"{label}[{key!r}]: {type(mapping[key]).__name__}, expected {wanted}")
-    return mapping[key]
+        raise TypeError(f"{label}[{key!r}]: {type(part).__name__}, expected {wanted}")
+    return part
 
 
 def _as_count(label: str, value: Any) -> int:

@@ -51,6 +51,9 @@ def after_one_step(w, g, **settings):
 # ---- Forms ----
 
 
+shared_arrays = pytest.mark.thread_unsafe(reason="all threads of a test have the same fixtures, and would train them")
+
+
 @pytest.fixture
 def pair(rng):
     """Two parameters and their gradients."""
@@ -78,6 +81,7 @@ def pair(rng):
         (lambda a: [{"params": []}, {"params": a}], lambda a: [None, a]),
     ],
 )
+@shared_arrays
 def test_forms_of_params_and_grads(pair, cls, form_of_params, form_of_grads):
     params, grads = pair
     expected = [after_one_step(w, g) for w, g in zip(params, grads, strict=True)]
@@ -88,6 +92,7 @@ def test_forms_of_params_and_grads(pair, cls, form_of_params, form_of_grads):
     assert [entry["step"] for entry in opt.state.values()] == [1, 1]
 
 
+@shared_arrays
 def test_a_single_array(pair):
     (w, _), (g, _) = pair
     expected = after_one_step(w, g)
@@ -105,6 +110,7 @@ def test_a_single_array_needs_a_gradient(grads):
 
 
 @pytest.mark.parametrize("grads", [[None, 1], {"b": 1}, {"w": None, "b": 1}])
+@shared_arrays
 def test_no_gradient_leaves_a_parameter_alone(pair, grads):
     params, given = pair
     before, expected = params[0].copy(), after_one_step(params[1], given[1])
@@ -200,6 +206,7 @@ def test_subclasses_are_arrays(rng, tmp_path):
 @pytest.mark.parametrize(
     "form", [list, lambda grads: dict(zip("wb", grads, strict=True)), lambda grads: [grads[0], None]]
 )
+@shared_arrays
 def test_bound_gradients_are_those_of_every_step_without_any(pair, cls, form):
     params, grads = pair
     twins = [w.copy() for w in params]
@@ -1055,9 +1062,9 @@ def test_a_state_that_fitted_for_a_moment_changes_nothing():
         entry["square_avg"] += 1
 
     class Reshaping(dict):
-        def __getitem__(self, key):
+        def get(self, key, default=None):
             params[0].shape = (50,) if key == 0 else (5, 10)
-            return dict.__getitem__(self, key)
+            return dict.get(self, key, default)
 
     saved["state"][0]["square_avg"] = saved["state"][0]["square_avg"].reshape(50)
     before = [w.copy() for w in params], opt.state_dict()
@@ -1223,6 +1230,7 @@ def test_state_lies_as_the_parameter_does(rng):
 
 @pytest.mark.parametrize("shapes", [[1 << 20], [1000] * 200])
 @pytest.mark.parametrize("named", [False, True])
+@pytest.mark.thread_unsafe(reason="tracemalloc counts the whole process")
 def test_a_step_allocates_nothing(shapes, named):
     params = {f"w{i}": np.ones(n, np.float32) for i, n in enumerate(shapes)}
     grads = {name: np.full_like(w, 0.1) for name, w in params.items()}
@@ -1281,6 +1289,7 @@ def test_threads_that_share_an_optimizer_are_serialized(rng):
 
 
 @pytest.mark.parametrize(("n", "released"), [(100, False), (1 << 21, True)])
+@pytest.mark.thread_unsafe(reason="sets the interval in which all threads take turns")
 def test_the_gil_is_released_in_long_steps_only(n, released):
     """Without any switch but an explicit one, another thread gets to run during a step if the step lets it."""
     w, g = np.ones(n, np.float32), np.ones(n, np.float32)

@@ -1,0 +1,80 @@
+/* What is asked of the system around OpenMP's runtime, which trusts it too much. */
+#ifndef RMSFAST_SYSTEM_H
+#define RMSFAST_SYSTEM_H
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(_OPENMP) && !defined(_WIN32)
+#include <pthread.h>
+
+static void *rmsfast_wait(void *gate)
+{
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* Whether so many more threads can be there at once. Where they cannot (a limit on processes or on memory), the runtimes
+   end the whole process. So it is tried before. */
+static int rmsfast_can_start(int count)
+{
+    enum { MOST = 1024 };
+    pthread_t threads[MOST];
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    int started = 0;
+    pthread_mutex_lock(&gate);
+    while (started < count && started < MOST && pthread_create(&threads[started], NULL, rmsfast_wait, &gate) == 0)
+        started++;
+    pthread_mutex_unlock(&gate);
+    for (int t = 0; t < started; t++)
+        pthread_join(threads[t], NULL);
+    return started == count;
+}
+
+static void *rmsfast_ask_for_limit(void *limit)
+{
+    *(int *)limit = omp_get_max_threads();
+    return NULL;
+}
+
+/* How many threads the runtime uses where nobody has called `omp_set_num_threads`. That holds for the thread that calls
+   it, so a new one is asked. */
+static int rmsfast_own_limit(void)
+{
+    pthread_t thread;
+    int limit = 0;
+    if (pthread_create(&thread, NULL, rmsfast_ask_for_limit, &limit) == 0)
+        pthread_join(thread, NULL);
+    else
+        rmsfast_ask_for_limit(&limit);
+    return limit;
+}
+
+#else
+static int rmsfast_can_start(int count) { return count >= 0; }
+#ifdef _OPENMP
+static int rmsfast_own_limit(void) { return omp_get_max_threads(); }
+#else
+static int rmsfast_own_limit(void) { return 1; }
+#endif
+#endif
+
+/* Of all threads, a forked process has the one that forked. GNU's runtime believes there that the idle threads of that
+   one are there still, and waits for them without end. Before a fork they can be sent home, whoever's work they did:
+   rmsfast's, or that of another library on the same runtime. Releases before GCC 9 cannot. LLVM's runtime begins anew in
+   a forked process by itself. Returns whether the forked process may have teams of its own. */
+#if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__) && defined(__ELF__)
+#if __GNUC__ < 9
+typedef int omp_pause_resource_t;
+enum { omp_pause_soft = 1 };
+#endif
+extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
+
+static int rmsfast_prepare_fork(void) { return omp_pause_resource_all && omp_pause_resource_all(omp_pause_soft) == 0; }
+
+#else
+static int rmsfast_prepare_fork(void) { return 1; }
+#endif
+#endif
