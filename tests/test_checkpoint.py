@@ -117,6 +117,7 @@ def small_run():
     return opt, w
 
 
+@pytest.mark.thread_unsafe(reason="loads thousands of files")
 def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     opt, w = small_run()
     path = tmp_path / "run.npz"

@@ -89,6 +89,7 @@ def resident():
 
 @linux
 @sanitized
+@pytest.mark.thread_unsafe(reason="measures the memory of the whole process")
 def test_a_hundred_thousand_optimizers_leave_nothing_behind():
     w, g = np.ones((8, 4), np.float32), np.ones((8, 4), np.float32)
     rows = rmsfast.Rows([1, 3, 1], np.ones((3, 4), np.float32))

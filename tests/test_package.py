@@ -54,6 +54,7 @@ def test_the_reference_has_the_same_signatures(name):
     assert inspect.signature(ours) == inspect.signature(reference)
 
 
+@pytest.mark.thread_unsafe(reason="doctest takes the place of sys.stdout")
 @pytest.mark.parametrize("module", [rmsfast.optimizer, rmsfast.rows])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(module)
