@@ -1,11 +1,15 @@
 """save and load: the run goes on with the same bits, and a file that is damaged or does not fit changes nothing."""
 
+import copy
 import errno
+import io
 import json
 import os
 import stat
 import subprocess
 import sys
+import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -403,3 +407,261 @@ def test_saving_needs_little_memory_beside_the_state(tmp_path):
     twin.load(tmp_path / "run.npz")
     assert_same_bits(other, w)
     assert_same_bits(twin.state[0]["square_avg"], opt.state[0]["square_avg"])
+
+
+# ---- Files that someone made to do harm ----
+
+
+def members_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return [(info.filename, archive.read(info)) for info in archive.infolist()]
+
+
+def with_a_digest(members):
+    """The content of a file with other members than `save` writes, and a digest that fits."""
+    file = io.BytesIO()
+    np.savez(file, **members, digest=checkpoint.digest_of(members))
+    return file.getvalue()
+
+
+class Bomb:
+    """Runs a command when it is read from a pickle."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def compressed(path):
+    """A bomb: a parameter of zeros, a thousand times as large as the file."""
+    file = io.BytesIO()
+    with np.load(path) as saved:
+        members = {**saved, "param_0": np.zeros(10_000_000, np.float32)}
+    del members["digest"]
+    np.savez_compressed(file, **members, digest=checkpoint.digest_of(members))
+    return file.getvalue()
+
+
+def overlapping(path):
+    """A bomb without compression: many members with the bytes of one, by an index that names it again and again."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("param_0.npy", bytes(1_000_000))
+        for i in range(1000):
+            twin = copy.copy(archive.infolist()[0])
+            twin.filename = f"param_{i + 1}.npy"
+            archive.filelist.append(twin)
+    return file.getvalue()
+
+
+def renamed(name):
+    """One member under another name."""
+
+    def content(path):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for old, data in members_of(path):
+                archive.writestr(name if old == "param_0.npy" else old, data)
+        return file.getvalue()
+
+    return content
+
+
+def twice(path):
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
+        warnings.simplefilter("ignore")  # zipfile's, of the name
+        for old, data in members_of(path) + members_of(path)[1:2]:
+            archive.writestr(old, data)
+    return file.getvalue()
+
+
+def pickled(path):
+    file = io.BytesIO()
+    np.savez(file, header=np.array([Bomb()], object), digest=np.zeros(32, np.uint8))
+    return file.getvalue()
+
+
+def changed(**header):
+    """A header with other parts, and what fits them."""
+
+    def content(path):
+        rewrite(path, lambda old, members: old.update(header))
+        return path.read_bytes()
+
+    return content
+
+
+def deep(path):
+    with np.load(path) as saved:
+        members = {name: saved[name] for name in saved.files if name != "digest"}
+    return with_a_digest({**members, "header": np.frombuffer(b"[" * 100_000, np.uint8)})
+
+
+def surplus(path):
+    with np.load(path) as saved:
+        members = {name: saved[name] for name in saved.files if name != "digest"}
+    return with_a_digest({**members, "param_1": np.ones(3)})
+
+
+HOSTILE = {
+    "a bomb": compressed,
+    "members on top of each other": overlapping,
+    "an absolute path": renamed("/executed"),
+    "a way out of the folder": renamed("../executed"),
+    "a member twice": twice,
+    "a pickled object": pickled,
+    "a header without end": deep,
+    "a parameter too many": surplus,
+    "a name twice": changed(names=[0, 0], steps=[1, 1]),
+    "a negative count": changed(skipped_steps=-1),
+    "a count that is none": changed(skipped_steps="1"),
+    "a name that is none": changed(names=[{"a": 1}]),
+    "no groups": changed(param_groups=None),
+    "groups of another kind": changed(param_groups=[[1]]),
+    "a setting of another kind": changed(param_groups=[{"params": [0], "lr": {"a": []}}]),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused_and_nothing_in_them_is_executed(tmp_path, content):
+    opt, w = small_run()
+    path = tmp_path / "run.npz"
+    opt.save(path)
+    path.write_bytes(content(path))
+    before = w.copy(), opt.state_dict()
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            opt.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 500
+    assert_same_bits(w, before[0])
+    assert_same_bits(opt.state[0]["square_avg"], before[1]["state"][0]["square_avg"])
+    assert opt.state_dict()["param_groups"] == before[1]["param_groups"]
+    assert list(tmp_path.iterdir()) == [path]
+    assert not Path("executed").exists()
+    assert not Path("/executed").exists()
+
+
+# ---- Disks and folders ----
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    opt, _ = small_run()
+    os.mkfifo(tmp_path / "pipe")
+    for path, error in (tmp_path, IsADirectoryError), (tmp_path / "pipe", OSError), (Path("/dev/null"), OSError):
+        kind = path.stat().st_mode
+        with pytest.raises(error, match="not a regular file, expected one to replace, or none"):
+            opt.save(path)
+        assert path.stat().st_mode == kind
+    assert list(tmp_path.iterdir()) == [tmp_path / "pipe"]
+
+
+# Run as root of a namespace of its own, in which a small disk can be mounted: $1 is the folder, $2 Python, $3 a program.
+ON_A_SMALL_DISK = 'mount -t tmpfs -o size=200k none "$1" && exec "$2" -P -c "$3" "$1"'
+
+FULL_DISK = """
+import os, sys
+import numpy as np
+import rmsfast
+
+def opt(n):
+    w = np.ones(n, np.float32)
+    opt = rmsfast.RMSProp(w)
+    opt.step(w.copy())
+    return opt
+folder = sys.argv[1]
+path = os.path.join(folder, "run.npz")
+small, large = opt(1000), opt(100_000)
+small.save(path)
+before = open(path, "rb").read()
+def refused(opt):
+    try:
+        opt.save(path)
+    except OSError as error:
+        print(error.strerror, open(path, "rb").read() == before, os.listdir(folder))
+refused(large)
+os.system(f"mount -o remount,ro {folder}")
+refused(small)
+small.load(path)
+"""
+
+
+def test_a_full_disk_and_one_that_is_read_only_keep_the_old_file(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    in_a_namespace = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    try:
+        subprocess.run([*in_a_namespace, 'mount -t tmpfs none "$0"', folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this system lets us mount no disk")
+    result = subprocess.run(
+        [*in_a_namespace, ON_A_SMALL_DISK, "sh", folder, sys.executable, FULL_DISK],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines() == [
+        "No space left on device True ['run.npz']",
+        "Read-only file system True ['run.npz']",
+    ]
+
+
+KILLED_WHILE_SAVING = """
+import os, random, signal, sys, time
+import numpy as np
+import rmsfast
+
+path, times = sys.argv[1], int(sys.argv[2])
+random.seed(0)
+
+def make():
+    params = [np.zeros(20_000), np.zeros(30, np.float32)]
+    return rmsfast.RMSProp(params, lr=1.0, beta=0.0, eps=0.0), params     # a step takes 1 from each parameter
+
+def save_for_ever(ready):
+    opt, params = make()
+    opt.load(path)
+    os.write(ready, b"!")
+    while True:
+        opt.step([np.ones_like(w) for w in params])
+        opt.save(path)
+
+make()[0].save(path)
+last = saved = 0
+for _ in range(times):
+    ready, begun = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        save_for_ever(begun)
+    os.read(ready, 1)
+    time.sleep(random.uniform(0, 0.01))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(ready), os.close(begun)
+    opt, params = make()
+    opt.load(path)
+    steps = opt.state[0]["step"]
+    assert opt.state[1]["step"] == steps >= last
+    for w in params:
+        assert (w == -steps).all(), (steps, w)
+    saved += steps > last
+    last = steps
+leftovers = [name for name in os.listdir(os.path.dirname(path)) if name != os.path.basename(path)]
+assert all(name.startswith(".rmsfast.") and name.endswith(".tmp") for name in leftovers)
+print(saved, len(leftovers))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_killed_while_it_saves_leaves_the_old_file_or_the_new_one(tmp_path):
+    """300 times at a random moment: some before it has saved once, some in the middle of a file, which stays beside."""
+    program = [sys.executable, "-P", "-c", KILLED_WHILE_SAVING, tmp_path / "run.npz", "300"]
+    result = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    saved, interrupted = map(int, result.stdout.split())
+    assert saved > 10
+    assert interrupted > 10
