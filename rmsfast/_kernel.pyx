@@ -185,7 +185,7 @@ cdef double SECONDS_TO_SETTLE = 1e-2
 cdef double SECONDS_TO_START = 1    # until it is tried again, where the system had no thread left
 
 cdef int default_threads = 0    # 0: not asked for yet
-cdef int unlimited = 0          # the OpenMP runtime's own limit, where nobody has set another; 0: as above
+cdef int unlimited = 0          # the OpenMP runtime's own limit, where nobody has set another; 0: not asked for
 cdef int MOST_THREADS = 1024
 
 
@@ -245,14 +245,11 @@ def set_num_threads(n):
 
 cdef inline int most_threads(int wanted) except -1:
     """How many threads a call may use that wants so many, or 0 for the default."""
-    global unlimited
     cdef int most = wanted if wanted != 0 else default_threads if default_threads != 0 else get_num_threads()
     if most == 1:
         return 1
     if tuning.cores == 0:
         from rmsfast.threads import usable_cores
-        if unlimited == 0:
-            unlimited = rmsfast_own_limit()
         tuning.cores = usable_cores()
     return min(most, tuning.cores)
 
@@ -260,7 +257,10 @@ cdef inline int most_threads(int wanted) except -1:
 cdef inline int within_limit(int threads) noexcept:
     """No more of some threads than the limit that someone set for this thread with `omp_set_num_threads`, as
     threadpoolctl does: one that is lower than the runtime's own, which takes no notice of `set_num_threads`."""
+    global unlimited
     cdef int limit = omp_get_max_threads()
+    if unlimited == 0:
+        unlimited = rmsfast_own_limit()
     return min(threads, limit) if limit < unlimited else threads
 
 

@@ -362,6 +362,151 @@ def test_steps_inside_of_someones_parallel_region_are_alone(tune):
     assert _kernel._team_size(10**9, 2) == 2
 
 
+@needs_openmp
+def test_a_lower_limit_that_someone_set_for_this_thread_holds(tune):
+    """As threadpoolctl sets it, for the thread that asks."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    sizes = {}
+    with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
+        sizes["limited"] = _kernel._team_size(10**12, 4), _kernel.usable_threads()
+        other = threading.Thread(target=lambda: sizes.update(other=_kernel._team_size(10**12, 4)))
+        other.start()
+        other.join()
+    sizes["after"] = _kernel._team_size(10**12, 4)
+    assert sizes == {"limited": (1, 1), "other": 4, "after": 4}
+
+
+OTHER_LIMITS = """
+import ctypes, os, sys
+import numpy as np
+import rmsfast
+from rmsfast import _kernel
+_kernel._tune(cores=8, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12)
+runtime = ctypes.CDLL(None) if hasattr(ctypes.CDLL(None), "omp_set_num_threads") else ctypes.CDLL("libgomp.so.1")
+sizes = [_kernel._team_size(10**12, 6)]
+for limit in 2, 1, 3, 64, int(sys.argv[1]):
+    runtime.omp_set_num_threads(limit)
+    sizes.append(_kernel._team_size(10**12, 6))
+print(*sizes)
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls the OpenMP runtime through ctypes")
+@pytest.mark.parametrize("own", [3, 5])
+def test_the_runtimes_own_limit_is_no_limit_that_someone_set(own):
+    """What OMP_NUM_THREADS says is the default of `get_num_threads`; here all steps ask for six threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(own)}
+    program = [sys.executable, "-P", "-c", OTHER_LIMITS, str(own)]
+    result = subprocess.run(program, env=environment, capture_output=True, text=True)
+    if "libgomp.so.1" in result.stderr:
+        pytest.skip("no libgomp")
+    assert result.stdout.split() == ["6", "2", "1", "3" if own > 3 else "6", "6", "6"]
+
+
+NO_THREAD_LEFT = """
+import resource
+import numpy as np
+import rmsfast
+from rmsfast import _kernel
+_kernel._tune(bytes_per_thread=1000, cores=4, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12)
+g = np.linspace(-1, 1, 300_000)
+def train(threads):
+    w = np.ones_like(g)
+    opt = rmsfast.RMSProp(w, num_threads=threads)
+    opt.step(g)
+    opt.step(g)
+    return w.tobytes()
+expected = train(1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 16_000_000, most))       # room for the step, and for one stack
+print(train(4) == expected, _kernel._team_size(10**12, 4))
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+print(_kernel._team_size(10**12, 4))        # not tried again at once
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process as Linux does")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="takes terabytes of addresses")
+def test_where_no_thread_can_be_started_steps_are_alone():
+    """The runtimes would end the process."""
+    program = [sys.executable, "-P", "-c", NO_THREAD_LEFT]
+    result = subprocess.run(program, capture_output=True, text=True)
+    assert result.stdout.split() == ["True", "1", "1"], result.stderr
+
+
+@pytest.mark.parametrize("variable", ["many", "-3", "0", "99999999999999999999", "1,1,1", "", "\x01"])
+def test_steps_under_any_omp_num_threads(variable):
+    program = """
+import numpy as np
+import rmsfast
+w = np.ones(300_000)
+opt = rmsfast.RMSProp(w)
+for _ in range(3):
+    opt.step(np.ones_like(w))
+expected, v = np.ones(1), np.zeros(1)
+for _ in range(3):
+    rmsfast.reference.rmsprop_update(expected, v, np.ones(1))
+print((w == expected).all())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": variable, "OMP_THREAD_LIMIT": "2", "OMP_DYNAMIC": "true"}
+    result = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True)
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_threads_that_step_change_settings_save_and_drop_arrays_at_once(tmp_path):
+    """On one optimizer, whose rate is 0.5 or 0.25: each step does one of the two, to all elements."""
+    w, g = np.zeros(50_000), np.ones(50_000)
+    opt = rmsfast.RMSProp({"w": w}, lr=0.5, beta=0.0, eps=0.0)
+    errors, steps_each = [], 40
+
+    def steps():
+        for _ in range(steps_each):
+            opt.step({"w": g})
+
+    def drops():
+        for _ in range(steps_each):
+            gradient = g.copy()
+            opt.bind({"w": gradient})
+            del gradient
+            opt.step()
+
+    def changes():
+        for i in range(20 * steps_each):
+            opt.param_groups[0]["lr"] = (0.5, 0.25)[i % 2]
+
+    def saves():
+        path = tmp_path / f"{threading.get_ident()}.npz"
+        copied = np.zeros_like(w)
+        for _ in range(5):
+            opt.save(path)
+            twin = rmsfast.RMSProp({"w": copied}, lr=1.0)
+            twin.load(path)
+            step = twin.state["w"]["step"]
+            assert (copied == copied[0]).all()
+            assert -0.5 * step <= copied[0] <= -0.25 * step
+            assert opt.state_dict()["state"]["w"]["step"] >= step
+
+    def guarded(work):
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    work = [steps, steps, steps, drops, changes, changes, saves, saves]
+    workers = [threading.Thread(target=guarded, args=(each,)) for each in work]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert errors == []
+    assert opt.state["w"]["step"] == 4 * steps_each
+    assert (w == w[0]).all()
+    assert -0.5 * 4 * steps_each <= w[0] <= -0.25 * 4 * steps_each
+
+
 # ---- Fork ----
 
 TRAIN = """
