@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +163,16 @@ def tune():
     _kernel._tune(**old)
 
 
+def openmp_runtime():
+    """The file of the OpenMP runtime that the kernel uses, where that can be found."""
+    if not sys.platform.startswith("linux") or not _kernel.OPENMP:
+        return None
+    found = re.search(r"/\S*/lib[gi]?omp\S*", Path("/proc/self/maps").read_text())
+    return found and found[0]
+
+
+RUNTIME = openmp_runtime()
+needs_runtime = pytest.mark.skipif(RUNTIME is None, reason="no OpenMP runtime that was found")
 needs_openmp = pytest.mark.skipif(not _kernel.OPENMP, reason="built without OpenMP")
 
 
@@ -334,14 +346,9 @@ def test_many_python_threads_that_step_at_once_have_one_team(tune):
     assert output.split() == [str(8 + 3), "1"]
 
 
-@needs_openmp
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls the OpenMP runtime through ctypes")
+@needs_runtime
 def test_steps_inside_of_someones_parallel_region_are_alone(tune):
-    """Each thread of a team of GNU's runtime takes steps: they have the right bits, and no teams of their own."""
-    try:
-        runtime = ctypes.CDLL("libgomp.so.1")
-    except OSError:
-        pytest.skip("no libgomp")
+    """Each thread of someone's team takes steps: they have the right bits, and no teams of their own."""
     g = np.full(200_000, 0.5, np.float32)
     expected = np.ones_like(g)
     rmsfast.rmsprop_update(expected, np.zeros_like(g), g)
@@ -354,7 +361,7 @@ def test_steps_inside_of_someones_parallel_region_are_alone(tune):
         sizes.append(_kernel._team_size(10**9, 2))
         results.append(w)
 
-    runtime.GOMP_parallel(region, None, 2, 0)
+    ctypes.CDLL(RUNTIME).GOMP_parallel(region, None, 2, 0)
     assert sizes == [1, 1]
     for w in results:
         assert w.tobytes() == expected.tobytes()
@@ -382,25 +389,22 @@ import numpy as np
 import rmsfast
 from rmsfast import _kernel
 _kernel._tune(cores=8, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12)
-runtime = ctypes.CDLL(None) if hasattr(ctypes.CDLL(None), "omp_set_num_threads") else ctypes.CDLL("libgomp.so.1")
+runtime = ctypes.CDLL(sys.argv[1])
 sizes = [_kernel._team_size(10**12, 6)]
-for limit in 2, 1, 3, 64, int(sys.argv[1]):
+for limit in 2, 1, 3, 64, int(sys.argv[2]):
     runtime.omp_set_num_threads(limit)
     sizes.append(_kernel._team_size(10**12, 6))
 print(*sizes)
 """
 
 
-@needs_openmp
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls the OpenMP runtime through ctypes")
+@needs_runtime
 @pytest.mark.parametrize("own", [3, 5])
 def test_the_runtimes_own_limit_is_no_limit_that_someone_set(own):
     """What OMP_NUM_THREADS says is the default of `get_num_threads`; here all steps ask for six threads."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(own)}
-    program = [sys.executable, "-P", "-c", OTHER_LIMITS, str(own)]
+    program = [sys.executable, "-P", "-c", OTHER_LIMITS, RUNTIME, str(own)]
     result = subprocess.run(program, env=environment, capture_output=True, text=True)
-    if "libgomp.so.1" in result.stderr:
-        pytest.skip("no libgomp")
     assert result.stdout.split() == ["6", "2", "1", "3" if own > 3 else "6", "6", "6"]
 
 
@@ -437,6 +441,7 @@ def test_where_no_thread_can_be_started_steps_are_alone():
     assert result.stdout.split() == ["True", "1", "1"], result.stderr
 
 
+@pytest.mark.skipif("libomp" in (RUNTIME or ""), reason="LLVM's runtime ends the process itself")
 @pytest.mark.parametrize("variable", ["many", "-3", "0", "99999999999999999999", "1,1,1", "", "\x01"])
 def test_steps_under_any_omp_num_threads(variable):
     program = """
@@ -510,7 +515,7 @@ def test_threads_that_step_change_settings_save_and_drop_arrays_at_once(tmp_path
 # ---- Fork ----
 
 TRAIN = """
-import multiprocessing, os, signal, sys, threading
+import ctypes, multiprocessing, os, signal, sys, threading
 import numpy as np
 import rmsfast
 from rmsfast import _kernel
@@ -571,28 +576,18 @@ with context.Pool(2) as pool:
         assert result.get(timeout=30) is None
 """,
     "after another library's team": """
-import ctypes
-try:
-    runtime = ctypes.CDLL("libgomp.so.1")
-except OSError:
-    sys.exit()
 nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
-runtime.GOMP_parallel(nothing, None, 2, 0)
+ctypes.CDLL(sys.argv[1]).GOMP_parallel(nothing, None, 2, 0)
 expected = train(threads=1)
 in_a_child(lambda: train() == expected)
 """,
     "from inside another library's team": """
-import ctypes
-try:
-    runtime = ctypes.CDLL("libgomp.so.1")
-except OSError:
-    sys.exit()
 expected = train()
 def forks(_):
     if threading.get_ident() == main:
         in_a_child(lambda: train() == expected)
 main, region = threading.get_ident(), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(forks)
-runtime.GOMP_parallel(region, None, 2, 0)
+ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 2, 0)
 """,
     "while other threads are inside long steps": """
 expected = train()
@@ -658,9 +653,13 @@ assert os.wait()[1] == 0
 @pytest.mark.parametrize("program", FORKS.values(), ids=FORKS)
 def test_fork(program):
     """In a process of its own, because Python warns of a fork beside threads."""
-    if "== 2" in program and not _kernel.OPENMP:
+    if ("== 2" in program or "GOMP" in program) and not _kernel.OPENMP:
         pytest.skip("built without OpenMP")
-    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", TRAIN + program], check=True, timeout=120)
+    if "GOMP" in program and RUNTIME is None:
+        pytest.skip("no OpenMP runtime that was found")
+    subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-c", TRAIN + program, RUNTIME or ""], check=True, timeout=120
+    )
 
 
 # ---- How threads share the line ----
