@@ -94,3 +94,39 @@ def test_a_source_folder_without_the_kernel(tmp_path):
     assert result.returncode != 0
     assert result.stderr.splitlines()[-1].startswith("ImportError: rmsfast: its compiled kernel is not in ")
     assert "pip install" in result.stderr
+
+
+IN_A_SUBINTERPRETER = """
+import sys, warnings
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+if sys.argv[1] == "second":
+    import rmsfast
+interpreters.run_string(interpreters.create(), '''
+try:
+    import warnings
+    warnings.simplefilter("ignore")     # NumPy's, of subinterpreters
+    import numpy as np
+    import rmsfast
+    w = np.ones(3)
+    rmsfast.RMSProp(w, lr=0.5, beta=0.0, eps=0.0).step(np.ones(3))
+    print(w)
+except ImportError as error:
+    print(error)
+''')
+"""
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"), [("first", "[0.5 0.5 0.5]"), ("second", "one interpreter per process|more than once per")]
+)
+def test_one_interpreter_of_a_process_has_the_package(order, expected):
+    """Of those with NumPy; another gets an ImportError that says so."""
+    command = [sys.executable, "-P", "-c", IN_A_SUBINTERPRETER, order]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if "No module named '_" in result.stderr:
+        pytest.skip("this Python has no subinterpreters that a program can start")
+    assert result.returncode == 0, result.stderr
+    assert re.search(expected if order == "second" else re.escape(expected), result.stdout), result.stdout

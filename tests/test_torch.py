@@ -1259,3 +1259,43 @@ def test_forked_processes_and_the_workers_of_a_data_loader_take_steps(tmp_path):
     run = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout == "done\n"
+
+
+BESIDE_PYTORCH = """
+import os, sys
+import numpy as np
+for name in sys.argv[1:]:
+    __import__(name)
+import rmsfast, torch
+from rmsfast import _kernel
+
+_kernel._tune(cores=2, dispatch_seconds=1e-12, seconds_a_byte_alone=1e-9, patience=0)
+torch.set_num_threads(2)
+g, x = np.linspace(-1, 1, 1_000_000), torch.ones(3_000_000)
+expected, v = np.ones_like(g), np.zeros_like(g)
+rmsfast.reference.rmsprop_update(expected, v, g)
+
+def both():
+    w = np.ones_like(g)
+    rmsfast.RMSProp(w, num_threads=2).step(g)
+    assert w.tobytes() == expected.tobytes()
+    assert torch.sqrt(x).sum() == len(x)
+
+for _ in range(20):
+    both()
+threads = len(os.listdir("/proc/self/task"))
+for _ in range(20):
+    both()
+assert len(os.listdir("/proc/self/task")) == threads    # neither starts more and more
+print("done")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.parametrize("order", [("torch", "rmsfast"), ("rmsfast", "torch"), ("torch", "rmsfast.torch")])
+def test_rmsfast_and_pytorch_have_threads_in_one_process(order):
+    """On one OpenMP runtime or two, whichever is imported first: the right bits, and the number of threads stays."""
+    program = [sys.executable, "-P", "-c", BESIDE_PYTORCH, *order]
+    run = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout == "done\n"
