@@ -91,7 +91,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Array], int
             header = json.loads(members["header"].tobytes())
             kind = header["format"], header["version"]
             content = unpack(header, members) if kind == (FORMAT, VERSION) else None
-        except MemoryError:
+        except (MemoryError, SystemError):  # of Python, not of the file
             raise
         except Exception as error:  # zipfile, zlib and NumPy raise many kinds for damaged bytes
             if isinstance(error, OSError) and error.errno not in SIGNS_OF_DAMAGE:

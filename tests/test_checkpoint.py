@@ -284,7 +284,7 @@ def test_other_files(tmp_path):
             opt.load(tmp_path / f"{name}.npz")
 
 
-@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(errno.EIO, "Input/output error"), SystemError()])
 def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, error):
     opt, _ = small_run()
     opt.save(tmp_path / "run.npz")

@@ -12,6 +12,8 @@ import pytest
 
 import rmsfast
 
+pytestmark = pytest.mark.thread_unsafe(reason="signals are the main thread's")
+
 
 def tracing(test):
     """Mark a test that interrupts calls at each of Python's instructions. Nobody closes a file just opened."""
@@ -171,7 +173,6 @@ def test_an_interrupted_copy_takes_nothing_away(clone):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="timers of POSIX")
-@pytest.mark.thread_unsafe(reason="signals are the main thread's")
 def test_a_signal_in_a_long_step_takes_effect_right_after_it():
     w, g = np.zeros(8_000_000), np.ones(8_000_000)
     opt = rmsfast.RMSProp([w], lr=1.0, beta=0.0, eps=0.0, num_threads=1)
