@@ -525,6 +525,8 @@ cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_
     cdef Py_ssize_t size = RMSFAST_BLOCK // item.reals, filled, n, place
     cdef rmsfast_block *block
     cdef const char *g
+    if start == stop:   # at the end, of which the last block would begin before
+        return
     start -= start % size
     stop -= 0 if stop == item.gradient.active else stop % size
     block = work.blocks + item.gradient.first_block + start // size
