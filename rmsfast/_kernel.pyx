@@ -1348,7 +1348,7 @@ cdef class Line:
             item = &self.items[i]
             c_order = in_c_order(item)
             g = <object>self.records[i].grad
-            arrays = [self.params[i], *self.states[i]]
+            arrays = [np.asarray(self.params[i]), *self.states[i]]
             if isinstance(g, SummedRows):
                 arrays = [None if a is None else turned(a, c_order)[(<SummedRows>g).indices] for a in arrays]
                 g = (<SummedRows>g).values()
@@ -1365,7 +1365,7 @@ cdef class Line:
                 g = <object>self.records[i].grad
                 if isinstance(g, SummedRows):
                     indices = (<SummedRows>g).indices
-                    for a, rows in zip([self.params[i], *self.states[i]], flat):
+                    for a, rows in zip([np.asarray(self.params[i]), *self.states[i]], flat):
                         if a is not None:
                             a = turned(a, in_c_order(&self.items[i]))
                             a[indices] = rows.view(a.dtype).reshape(len(indices), *a.shape[1:])
@@ -1738,7 +1738,7 @@ cdef class Plan:
                     if a is not None:
                         old[...] = a
                 if params is not None:
-                    self.line.params[i][...] = params[i]
+                    np.asarray(self.line.params[i])[...] = params[i]    # whatever a subclass makes of [...]
             for held, values in settings:
                 self.changed.put(held, values)
             if skipped is not None:

@@ -199,6 +199,29 @@ def test_subclasses_are_arrays(rng, tmp_path):
     assert_same_bits(np.array(mapped), expected)
 
 
+class Untouchable(np.ndarray):
+    """An array whose elements only NumPy itself may read and write."""
+
+    def refuse(self, *args):
+        raise RuntimeError
+
+    __getitem__ = __setitem__ = __array_function__ = refuse
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_nothing_that_a_subclass_redefines_is_called(cls, tmp_path):
+    w, v = np.ones((3, 2)), np.ones((3, 2))
+    opt, twin = cls([w.view(Untouchable)]), cls([v])
+    for each in (opt, twin):
+        each.step([rmsfast.Rows([2, 0], np.ones((2, 2)))])
+    opt.save(tmp_path / "saved")
+    w[...] = 0
+    opt.load(tmp_path / "saved")
+    assert_same_bits(w, v)
+    clone = copy.deepcopy(opt)
+    assert_same_bits(np.asarray(clone.param_groups[0]["params"][0]), v)
+
+
 # ---- Bound gradients ----
 
 
