@@ -958,7 +958,8 @@ cdef cnp.ndarray new_square_avg(cnp.ndarray w, double start):
     """The array v at the start; of complex numbers, both parts."""
     v = zeros_beside(w)
     if start != 0:
-        v[...] = start if NUMBERS[cnp.PyArray_TYPE(w)][1] == 1 else complex(start, start)
+        with np.errstate(all="ignore"):     # as everywhere: what the type cannot hold is infinite, or 0
+            v[...] = start if NUMBERS[cnp.PyArray_TYPE(w)][1] == 1 else complex(start, start)
     return v
 
 

@@ -215,6 +215,15 @@ def test_each_setting_by_hand(cls, settings, expected):
     assert w == pytest.approx([expected], rel=1e-15)
 
 
+@pytest.mark.parametrize(("dtype", "start"), [(np.float32, 1e300), (np.complex64, 1e300), (np.float32, 1e-300)])
+def test_a_start_that_the_type_cannot_hold(dtype, start):
+    """It is rounded as all settings are, whatever NumPy is asked to do about it."""
+    with np.errstate(all="raise"):
+        opt = rmsfast.RMSProp(np.ones(3, dtype), initial_square_avg=start)
+    numbers = opt.state[0]["square_avg"].view(np.float32)
+    assert_same_bits(numbers, np.full_like(numbers, np.inf if start > 1 else 0))
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_where_the_rate_enters_the_momentum(cls):
     """Two steps by hand with g/d = 1 each: after a buffer with the rate inside keeps the old one."""
