@@ -802,6 +802,7 @@ class RMSProp:
             "settings": line.groups[0].settings() if line.single else {},
             "defaults": self._defaults,
             "num_threads": self._plan.num_threads,
+            "steps_taken": steps,
             "skipped_steps": self.skipped_steps,
             "state_dict": _as_state_dict(line, entries, steps),
             "values": values,
@@ -811,8 +812,8 @@ class RMSProp:
     def __setstate__(self, state: dict[str, Any]) -> None:
         RMSProp.__init__(self, state["params"], **state["settings"], num_threads=state["num_threads"])
         self._defaults = state["defaults"]
-        self._plan.restore(*self._as_restored(state["state_dict"]), state["values"])
-        self._plan.skipped = state["skipped_steps"]
+        line, steps, states, settings, _ = self._as_restored(state["state_dict"])
+        self._plan.restore(line, steps, states, settings, state["steps_taken"], state["values"], state["skipped_steps"])
         self.__dict__.update(state["attributes"])
 
     def __repr__(self) -> str:

@@ -1140,6 +1140,19 @@ def test_copies_and_pickles_go_on_alone(rng, clone, cls):
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_copies_have_taken_as_many_steps(clone):
+    """More than any of the parameters, for a schedule that is set later."""
+    opt = rmsfast.RMSProp([np.ones(2), np.ones(2)])
+    opt.step([np.ones(2), None])
+    opt.step([None, np.ones(2)])
+    for each in (opt, clone(opt)):
+        asked = []
+        each.lr = lambda step, asked=asked: asked.append(step) or 0.1
+        each.step([np.ones(2), None])
+        assert asked == [2]
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
 def test_copies_of_groups_whose_settings_need_each_other(clone):
     """The constructor's alone would have no meaning."""
     opt = rmsfast.RMSProp([{"params": [np.ones(3)], "momentum": 0.9}], nesterov=True)
