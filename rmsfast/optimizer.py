@@ -829,15 +829,20 @@ _OWN_ATTRIBUTES = ("_defaults", "_changed", "_plan")
 
 
 def _as_state_dict(line: _kernel.Line, entries: list[tuple[Any, int, dict[str, Array]]], steps: int) -> dict[str, Any]:
-    """Return a snapshot of a plan in PyTorch's layout."""
+    """Return a snapshot of a plan in PyTorch's layout, with all state arrays that the settings ask for."""
     state = {key: {"step": step, **arrays} for key, step, arrays in entries}
     groups, rest = [], iter(state)
     for group in line.groups:
         settings = group.settings()
+        keys = [next(rest) for _ in group["params"]]
+        for key in keys:
+            for name in _state_arrays(settings):
+                if name not in state[key]:  # the setting is new, and the next step would begin with zeros
+                    state[key][name] = np.zeros_like(state[key]["square_avg"])
         if is_schedule(settings["lr"]):
             del settings["lr"]
             settings["step"] = steps
-        groups.append({**settings, "params": [next(rest) for _ in group["params"]]})
+        groups.append({**settings, "params": keys})
     return {"state": state, "param_groups": groups}
 
 

@@ -818,6 +818,27 @@ def test_a_run_goes_on_from_its_state_dict(rng, names):
     assert_same_state(again.state_dict(), opt.state_dict())
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_state_dict_has_what_new_settings_ask_for(cls, tmp_path):
+    """As zeros, with which the next step begins."""
+    w = np.ones(3)
+    opt = cls(w)
+    opt.step(np.ones(3))
+    opt.param_groups[0].update(momentum=0.5, centered=True)
+    saved = opt.state_dict()
+    assert list(saved["state"][0]) == ["step", "square_avg", "grad_avg", "momentum_buffer"]
+    opt.save(tmp_path / "saved")
+    clone = copy.deepcopy(opt)
+    again = cls(clone.param_groups[0]["params"][0].copy())
+    again.load_state_dict(saved)
+    third = cls(np.zeros(3))
+    third.load(tmp_path / "saved")
+    for each in (opt, clone, again, third):
+        each.step(np.ones(3))
+        assert_same_bits(each.param_groups[0]["params"][0], w)
+        assert_same_state(each.state_dict(), opt.state_dict())
+
+
 def test_the_layout_of_a_state_dict():
     opt = rmsfast.RMSProp([{"params": {"w": np.zeros(3)}}, {"params": {"b": np.zeros(2)}, "lr": lambda step: 0.1}])
     opt.step({"w": np.ones(3), "b": None})
