@@ -1,7 +1,7 @@
 """The extension modules: their sources, the instruction sets, a probe for OpenMP. Metadata is in pyproject.toml.
 
 Environment variables: RMSFAST_OPENMP=0 builds without threads; RMSFAST_SANITIZE=address,undefined builds with gcc's and
-clang's sanitizers.
+clang's sanitizers; RMSFAST_COVERAGE=1 counts which lines run (tools/coverage.py).
 """
 
 import os
@@ -17,6 +17,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 CSRC = "rmsfast/csrc"
+COVERAGE = os.environ.get("RMSFAST_COVERAGE") == "1"
 # The wide instruction sets of x86-64. A macOS build for two processors at once has the floor only.
 WIDE = get_platform().endswith(("x86_64", "amd64"))
 
@@ -50,18 +51,20 @@ class BuildExt(build_ext):
         family = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
         flags = MSVC_FLAGS if family == "msvc" else GNU_FLAGS
         sanitize = os.environ.get("RMSFAST_SANITIZE")
-        sanitizer = ["-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else []
+        checked = ["-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else []
+        if COVERAGE:
+            checked += ["-O0", "--coverage", "-fprofile-update=atomic"]
         openmp_compile, openmp_link = self.probe_openmp(OPENMP_FLAGS[family])
         for extension in self.extensions:
-            extension.extra_compile_args += flags + sanitizer + openmp_compile
-            extension.extra_link_args += (EXACT if family == "unix" else []) + sanitizer + openmp_link
+            extension.extra_compile_args += flags + checked + openmp_compile
+            extension.extra_link_args += (EXACT if family == "unix" else []) + checked + openmp_link
             if extension.name != kernel.name:
                 continue
             for isa in ["baseline", "avx2", "avx512"] if WIDE else ["baseline"]:
                 extension.extra_objects += self.compiler.compile(
                     [f"{CSRC}/isa_{isa}.c"],
                     output_dir=self.build_temp,
-                    extra_postargs=flags + sanitizer + ISA_FLAGS[family][isa],
+                    extra_postargs=flags + checked + ISA_FLAGS[family][isa],
                     depends=extension.depends,
                 )
         super().build_extensions()
@@ -101,6 +104,7 @@ setup(
         [kernel, tensors],
         language_level=3,
         build_dir="build/cython",
+        emit_linenums=COVERAGE,
         compiler_directives={"cdivision": True, "auto_pickle": False, "autotestdict": False},
     ),
     cmdclass={"build_ext": BuildExt},

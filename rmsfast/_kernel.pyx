@@ -1507,7 +1507,7 @@ cdef class Plan:
     cdef Lock lock
     cdef readonly Line line
     cdef readonly Py_ssize_t steps      # taken, whichever parameters had gradients
-    cdef readonly Py_ssize_t skipped      # for their nonfinite gradients
+    cdef readonly Py_ssize_t skipped    # for their nonfinite gradients
     cdef Flag changed
     cdef bint scheduled
     cdef object read_settings

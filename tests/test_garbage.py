@@ -159,9 +159,9 @@ def numbers(seed, dtype, shape):
 class Holder:
     """Hands its memory over by DLPack."""
 
-    def __init__(self, a, line=()):
+    def __init__(self, a, line=None):
         self.a = a
-        self.line = line  # a list that is emptied on the way
+        self.line = [] if line is None else line  # a list that is emptied on the way
 
     def __dlpack__(self, **kwargs):
         self.line[:] = []
