@@ -215,6 +215,48 @@ def test_each_setting_by_hand(cls, settings, expected):
     assert w == pytest.approx([expected], rel=1e-15)
 
 
+MAX, TINY, INF, NAN = np.finfo(np.float64).max, np.finfo(np.float64).smallest_subnormal, np.inf, np.nan
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    ("g", "settings", "after_one", "after_two"),
+    [
+        # The table in docs/reliability.md: w and v after a step with g, and after one more with a gradient of 1.
+        (MAX, {}, (3.0, INF), (3.0, INF)),
+        (-MAX, {}, (3.0, INF), (3.0, INF)),
+        (MAX, {"clip_value": 1.0}, (3 - 1 / (0.5 + 0.5), 0.25), None),
+        (INF, {}, (NAN, INF), (NAN, INF)),
+        (NAN, {}, (NAN, NAN), (NAN, NAN)),
+        (0.0, {}, (3.0, 0.0), None),
+        (0.0, {"eps": 0.0}, (NAN, 0.0), (NAN, 0.25)),
+        (1e-200, {"eps": 0.0}, (-INF, 0.0), (-INF, 0.25)),
+        (-1e-200, {"eps": 0.0}, (INF, 0.0), (INF, 0.25)),
+        (2.0, {"beta": 0.0, "eps": 0.0}, (2.0, 4.0), (1.0, 1.0)),
+        (2.0, {"beta": 1.0}, (3 - 2 / 0.5, 0.0), (3 - 4 - 2, 0.0)),
+        (2.0, {"beta": 1.0, "eps": 0.0}, (-INF, 0.0), (-INF, 0.0)),
+        (2.0, {"eps": INF}, (3.0, 1.0), (3.0, 1.0)),
+        (2.0, {"lr": 0.0}, (3.0, 1.0), (3.0, 1.0)),
+        (2.0, {"lr": INF}, (-INF, 1.0), None),
+    ],
+)
+def test_numbers_at_the_edge_by_hand(cls, g, settings, after_one, after_two):
+    w = np.array([3.0])
+    opt = cls(w, **{"lr": 1.0, "beta": 0.75, "eps": 0.5, **settings})
+    opt.step(np.array([g]))
+    assert_same_bits([w[0], opt.state[0]["square_avg"][0]], after_one)
+    if after_two is not None:
+        opt.step(np.array([1.0]))
+        assert_same_bits([w[0], opt.state[0]["square_avg"][0]], after_two)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_subnormal_numbers_move_parameters(cls):
+    w = np.zeros(1)
+    cls(w, lr=1.0, beta=1.0, eps=1.0).step(np.array([3 * TINY]))
+    assert w[0] == -3 * TINY
+
+
 @pytest.mark.parametrize(("dtype", "start"), [(np.float32, 1e300), (np.complex64, 1e300), (np.float32, 1e-300)])
 def test_a_start_that_the_type_cannot_hold(dtype, start):
     """It is rounded as all settings are, whatever NumPy is asked to do about it."""
