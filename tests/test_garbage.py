@@ -184,8 +184,9 @@ class Touchy(np.ndarray):
 def mapped(a):
     with tempfile.TemporaryFile() as file:
         memory = np.memmap(file, a.dtype, "w+", shape=(max(a.size, 1),))
-    memory[: a.size] = a.reshape(-1)
-    return memory[: a.size].reshape(a.shape)
+    memory = memory[: a.size].reshape(a.shape, order="F" if a.flags.fnc else "C")
+    memory[...] = a
+    return memory
 
 
 LAYOUTS = {
