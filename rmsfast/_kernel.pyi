@@ -22,7 +22,7 @@ class Lock:
 @final
 class Flag:
     up: bool
-    def put(self, held: dict[str, Any], settings: dict[str, Any]) -> None: ...
+    def put(self, held: list[dict[str, Any]], settings: dict[str, Any]) -> None: ...
 
 @final
 class SummedRows:

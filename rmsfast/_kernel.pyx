@@ -1481,10 +1481,12 @@ cdef class Flag:
     """Raised by a parameter group whose settings changed, lowered by the plan that reads them."""
     cdef public bint up
 
-    def put(self, dict held not None, dict settings not None):
-        """Change settings that a group holds, and raise the flag: here, where no signal and no other thread can come
-        between the two."""
-        held.update(settings)
+    def put(self, list held not None, dict settings not None):
+        """Change settings that groups hold, and raise the flag: here, where no signal and no other thread can come
+        between."""
+        cdef dict each
+        for each in held:
+            each.update(settings)
         self.up = True
 
 
@@ -1741,7 +1743,7 @@ cdef class Plan:
                 if params is not None:
                     np.asarray(self.line.params[i])[...] = params[i]    # whatever a subclass makes of [...]
             for held, values in settings:
-                self.changed.put(held, values)
+                self.changed.put([held], values)
             if skipped is not None:
                 self.skipped = skipped
             self.steps = self.line.most_steps() if steps_taken is None else steps_taken

@@ -202,7 +202,7 @@ class ParamGroup(MutableMapping[str, Any]):
         if values.get("initial_square_avg", start) != start:
             raise ValueError(f"initial_square_avg: fixed once the group is made, because its state began at {start:g}")
         check_together({**self._settings, **values})
-        self._changed.put(self._settings, values)
+        self._changed.put([self._settings], values)
 
     def held(self) -> dict[str, Any]:
         """Return the settings themselves, for `Flag.put`, once what is put there was checked."""
@@ -642,8 +642,7 @@ class RMSProp:
 
     @lr.setter
     def lr(self, value: float | Callable[[int], float]) -> None:
-        for group in self._plan.line.groups:
-            group["lr"] = value
+        self._changed.put([group.held() for group in self._plan.line.groups], as_settings({"lr": value}))
 
     @property
     def skipped_steps(self) -> int:

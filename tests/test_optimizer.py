@@ -359,6 +359,20 @@ def test_a_refused_step_asks_no_schedule_and_counts_nothing():
     assert opt.state[0]["step"] == 0
 
 
+def test_lr_is_the_same_number_for_all_groups():
+    """It is asked for once: another answer, or none, comes too late."""
+
+    class Moody(float):
+        answers = [0.5, 0.25]
+
+        def __float__(self):
+            return self.answers.pop(0)
+
+    opt = rmsfast.RMSProp([{"params": np.ones(1)}, {"params": np.ones(1)}, {"params": np.ones(1)}])
+    opt.lr = Moody()
+    assert opt.lr == 0.5
+
+
 def test_lr_of_all_groups():
     opt = rmsfast.RMSProp([{"params": np.zeros(2)}, {"params": np.zeros(2), "lr": 0.5}], lr=0.25)
     with pytest.raises(ValueError, match=r"lr: the groups have \[0.25, 0.5\], expected one rate"):

@@ -28,7 +28,8 @@ PACKAGE = str(Path(rmsfast.__file__).parent)
 def make(value=0.0, **settings):
     """An optimizer whose steps take 1 from each number where gradients are positive."""
     params = [np.full(shape, value) for shape in SHAPES]
-    return rmsfast.RMSProp(params, **{"lr": 1.0, "beta": 0.0, "eps": 0.0, **settings}), params
+    groups = [{"params": params[:1]}, {"params": params[1:]}]
+    return rmsfast.RMSProp(groups, **{"lr": 1.0, "beta": 0.0, "eps": 0.0, **settings}), params
 
 
 def ones():
@@ -78,6 +79,7 @@ def other_state():
     opt, _ = make()
     opt.step([3.0 * g for g in ones()])
     opt.param_groups[0].update(lr=0.5, eps=0.25)
+    opt.param_groups[1].update(lr=0.125, eps=0.5)
     return opt.state_dict()
 
 
