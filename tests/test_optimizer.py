@@ -363,10 +363,10 @@ def test_lr_is_the_same_number_for_all_groups():
     """It is asked for once: another answer, or none, comes too late."""
 
     class Moody(float):
-        answers = [0.5, 0.25]
+        answers = iter([0.5, 0.25])
 
         def __float__(self):
-            return self.answers.pop(0)
+            return next(self.answers)
 
     opt = rmsfast.RMSProp([{"params": np.ones(1)}, {"params": np.ones(1)}, {"params": np.ones(1)}])
     opt.lr = Moody()
