@@ -63,7 +63,8 @@ def threads_share_even_a_handful_of_elements(request, tmp_path_factory):
     _kernel._tune(**old)
     rmsfast.set_num_threads(threads)
     if EXAMPLES:
-        request.config.get_terminal_writer().line(f"\n{next(calls)} calls")
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\n{next(calls)} calls")
 
 
 class Mischief(Exception):
