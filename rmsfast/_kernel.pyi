@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsIndex, final
+from typing import Any, NamedTuple, SupportsIndex, final
 
 from rmsfast.optimizer import Array, ParamGroup
 
@@ -46,6 +46,14 @@ class Line:
     @property
     def params(self) -> list[Array]: ...
 
+class Snapshot(NamedTuple):
+    line: Line
+    entries: list[tuple[Any, int, dict[str, Array]]]
+    settings: list[dict[str, Any]]
+    steps: int
+    skipped: int
+    params: list[Array]
+
 @final
 class Plan:
     def __new__(
@@ -68,9 +76,7 @@ class Plan:
     @property
     def skipped(self) -> int: ...
     def state(self) -> tuple[Line, list[tuple[Any, int, dict[str, Array]]]]: ...
-    def snapshot(
-        self, with_params: bool = False
-    ) -> tuple[Line, list[tuple[Any, int, dict[str, Array]]], int, list[Array] | None]: ...
+    def snapshot(self, with_params: bool = False) -> Snapshot: ...
     def restore(
         self,
         line: Line,

@@ -7,6 +7,7 @@ lengths and settings only.
 
 import operator
 import os
+import typing
 
 cimport cython
 cimport numpy as cnp
@@ -83,6 +84,7 @@ cdef extern from "csrc/system.h" nogil:
     bint rmsfast_can_start(int count)
     int rmsfast_own_limit()
     bint rmsfast_prepare_fork()
+    int rmsfast_last_team
 
 cdef extern from *:
     """
@@ -177,7 +179,6 @@ cdef double debt = 0                # seconds that slow teams lost, and that oth
 cdef double alone_until = 0         # while new threads settle, or there can be none, on the clock of omp_get_wtime
 cdef unsigned long team_owner = 0   # the thread that had the last team, or 0; …
 cdef double last_team = 0           # … and when
-cdef int largest_team = 0           # of that thread: so many threads could be started
 cdef int dispatch_attempts = 0      # to measure what it costs to start a team
 cdef double SECONDS_TO_MEASURE = 2e-4
 cdef double SLOW_DISPATCH = 5e-5    # no runtime takes longer, once its threads run
@@ -228,8 +229,9 @@ def set_num_threads(n):
     n : int
         From 1 to 1024. Small steps use fewer, because a thread has to be worth its start, and no step uses more than
         the cores that this process may use. These are counted when they first matter, and anew after each call of this
-        function: call it where the CPU affinity or the cgroup quota changes. A lower limit that was set for the calling
-        thread with ``omp_set_num_threads``, as by threadpoolctl's ``threadpool_limits``, holds as well.
+        function: call it where the CPU affinity or the cgroup quota changes. What was set for the calling thread with
+        ``omp_set_num_threads``, as by threadpoolctl's ``threadpool_limits``, holds as well if it is less than what the
+        OpenMP runtime began with, which is ``OMP_NUM_THREADS`` or all cores.
 
     Raises
     ------
@@ -272,7 +274,7 @@ def usable_threads():
 
 cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     """How many threads a step on `length` bytes of parameters uses, of those that it may use."""
-    global team_owner, last_team, largest_team, alone_until, debt
+    global last_team, debt
     cdef size_t worth_it = length // tuning.bytes_per_thread
     cdef unsigned long me
     cdef double now
@@ -287,12 +289,6 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
         return 1
     if ordinary and tuning.seconds_a_byte_alone == 0:
         return 1
-    if team_owner != me or worth_it > <size_t>largest_team:
-        if not rmsfast_can_start(<int>worth_it - 1):
-            alone_until = now + SECONDS_TO_START
-            return 1
-        team_owner = me
-        largest_team = <int>worth_it
     if tuning.dispatch_seconds == 0 and not find_dispatch(<int>worth_it, now):
         return 1
     if tuning.seconds_a_byte_alone > 0:
@@ -302,8 +298,21 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     if debt > 0:
         debt -= length * tuning.seconds_a_byte_alone * (1 - 1.0 / worth_it)
         return 1
+    if not there_is_room(<int>worth_it, now):
+        return 1
     last_team = now
     return <int>worth_it
+
+
+cdef bint there_is_room(int threads, double now) noexcept:
+    """Whether the system has as many threads as a team of the calling thread would need. Then it has the teams now."""
+    global team_owner, alone_until, rmsfast_last_team
+    if threads > rmsfast_last_team and not rmsfast_can_start(threads - max(rmsfast_last_team, 1)):
+        alone_until = now + SECONDS_TO_START
+        return False
+    rmsfast_last_team = threads     # what a smaller team does not need, the runtime lets go
+    team_owner = PyThread_get_thread_ident()
+    return True
 
 
 cdef bint find_dispatch(int threads, double now) noexcept:
@@ -312,9 +321,12 @@ cdef bint find_dispatch(int threads, double now) noexcept:
     New threads begin on the core of the one that starts them, and take turns with it until they have slept once. Then
     steps stay alone for a little while, and the next one tries again.
     """
-    global alone_until, dispatch_attempts
+    global alone_until, dispatch_attempts, last_team
     cdef double least = INFINITY, start = now, stop
     cdef int t, sum = 0
+    if not there_is_room(threads, now):
+        return False
+    last_team = now
     while start < now + SECONDS_TO_MEASURE:
         with nogil:
             for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
@@ -363,15 +375,19 @@ cdef bint teams_were_lost = False   # in a fork that was not safe: steps stay on
 
 
 def _before_fork():
-    global fork_is_safe
-    fork_is_safe = rmsfast_prepare_fork()
+    global fork_is_safe, rmsfast_last_team
+    cdef bint safe
+    with nogil:     # for which threads that go home may ask
+        safe = rmsfast_prepare_fork()
+    fork_is_safe = safe
+    rmsfast_last_team = 0
 
 
 def _after_fork():
     global forks, survivor, teams_were_lost, team_owner, last_team
     forks += 1
     survivor = PyThread_get_thread_ident()
-    if team_owner != 0 and not fork_is_safe:
+    if not fork_is_safe:
         teams_were_lost = True
     team_owner = 0
     last_team = 0
@@ -1490,6 +1506,17 @@ cdef class Flag:
         self.up = True
 
 
+class Snapshot(typing.NamedTuple):
+    """A plan as of one moment: what `Plan.state` returns, with copies; each group's settings; the numbers of steps taken
+    and skipped; and copies of the parameters, or none."""
+    line: object
+    entries: list
+    settings: list
+    steps: int
+    skipped: int
+    params: list
+
+
 @cython.final
 cdef class Plan:
     """Everything about an optimizer's steps that is known beforehand, and the step itself, one call at a time.
@@ -1692,15 +1719,18 @@ cdef class Plan:
         ]
 
     def snapshot(self, bint with_params=False):
-        """Return copies as of one moment: what `state` returns, the steps taken, and the parameters if asked for."""
+        """Return copies of everything as of one moment, of the parameters if asked for."""
         self.begin()
         try:
             line, entries = self.state()
-            entries = [
-                (key, steps, {name: a.copy(order="K") for name, a in arrays.items()}) for key, steps, arrays in entries
-            ]
-            params = [np.asarray(w).copy(order="K") for w in (<Line>line).params] if with_params else None
-            return line, entries, self.steps, params
+            return Snapshot(
+                line,
+                [(key, steps, {name: a.copy(order="K") for name, a in arrays.items()}) for key, steps, arrays in entries],
+                [group.settings() for group in line.groups],
+                self.steps,
+                self.skipped,
+                [np.asarray(w).copy(order="K") for w in (<Line>line).params] if with_params else [],
+            )
         finally:
             self.lock.release()
 
@@ -1710,7 +1740,8 @@ cdef class Plan:
         perhaps this optimizer's own; for each group the dict that holds its settings, and what to put there; the number
         of steps taken, or None for the largest step count; and perhaps the parameters, and the number of steps skipped.
         Or, if a parameter changed, raise and change nothing."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, all_steps = -1 if steps_taken is None else steps_taken
+        cdef Py_ssize_t all_skipped = self.skipped if skipped is None else skipped
         cdef const Item *item
         self.begin()
         try:
@@ -1744,9 +1775,8 @@ cdef class Plan:
                     np.asarray(self.line.params[i])[...] = params[i]    # whatever a subclass makes of [...]
             for held, values in settings:
                 self.changed.put([held], values)
-            if skipped is not None:
-                self.skipped = skipped
-            self.steps = self.line.most_steps() if steps_taken is None else steps_taken
+            self.skipped = all_skipped
+            self.steps = self.line.most_steps() if steps_taken is None else all_steps
         finally:
             self.lock.release()
 

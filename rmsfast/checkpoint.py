@@ -20,6 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = "rmsfast.RMSProp"
 VERSION = 1
+LONGEST_HEADER = 2000  # of an array in NumPy's format: 64 axes of the largest size
 
 # Members: "header", JSON as bytes; "param_3" and "square_avg_3", and the other arrays of the fourth parameter;
 # "digest".
@@ -47,11 +48,9 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
 
     target = Path(os.path.realpath(path))  # behind a link, so that the link stays one
     temporary = target.with_name(f".rmsfast.{secrets.token_hex(8)}.tmp")  # the target's name may have any length
-    there = target.stat().st_mode if target.exists() else None
-    if there is not None and not stat.S_ISREG(there):  # a folder; or a device, such as /dev/null, which must stay one
-        kind = errno.EISDIR if stat.S_ISDIR(there) else errno.EINVAL
-        raise OSError(kind, "not a regular file, expected one to replace, or none", str(path))
-    kept = None if there is None else stat.S_IMODE(there)
+    kept = None
+    with contextlib.suppress(FileNotFoundError):
+        kept = stat.S_IMODE(mode_of_file(target))
     mode = 0o666 if kept is None else kept
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -66,6 +65,15 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
             temporary.unlink()
         raise
     flush_folder(target.parent)
+
+
+def mode_of_file(path: Path) -> int:
+    """Return the mode of a regular file, or raise: a device stays one, and a pipe would be waited for."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(kind, "not a regular file, expected one", str(path))
+    return mode
 
 
 def flush_folder(folder: Path) -> None:
@@ -83,8 +91,9 @@ def flush_folder(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Array], int]:
-    """Return what `write` was given, or raise ValueError for a file that is damaged or of another kind."""
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str | int, Array], int]:
+    """Return what `write` was given, the parameters by name, or raise ValueError for a file of another kind."""
+    mode_of_file(Path(path))
     with Path(path).open("rb") as file:
         try:
             members = read_members(file)
@@ -102,27 +111,26 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Array], int
     return content
 
 
-def unpack(header: dict[str, Any], members: dict[str, Array]) -> tuple[dict[str, Any], list[Array], int]:
-    """Return what `write` was given from what it wrote."""
-    state: dict[Any, dict[str, Any]] = {}
-    params = []
+def unpack(header: dict[str, Any], members: dict[str, Array]) -> tuple[dict[str, Any], dict[str | int, Array], int]:
+    """Return what `write` was given, the parameters by name, from what it wrote."""
+    state: dict[str | int, dict[str, Any]] = {}
+    params: dict[str | int, Array] = {}
     rest = {name: a for name, a in members.items() if name != "header"}
     for i, (name, step) in enumerate(zip(header["names"], header["steps"], strict=True)):
-        params.append(rest.pop(f"param_{i}"))
+        if type(name) not in (str, int) or name in params:
+            raise ValueError(f"a name {name!r:.60} that is none, or given twice")
+        params[name] = rest.pop(f"param_{i}")
         arrays = {array: rest.pop(f"{array}_{i}") for array in STATE_NAMES if f"{array}_{i}" in rest}
         state[name] = {"step": step, **arrays}
-    if rest or len(state) < len(params):
-        raise ValueError(f"{len(members)} members, of which some belong to no parameter, or a name given twice")
-    skipped_steps = header["skipped_steps"]
-    if type(skipped_steps) is not int or skipped_steps < 0:
-        raise ValueError(f"skipped_steps: {skipped_steps!r:.60}, expected a count")
-    return {"state": state, "param_groups": header["param_groups"]}, params, skipped_steps
+    if rest:
+        raise ValueError(f"{len(rest)} members that belong to no parameter")
+    return {"state": state, "param_groups": header["param_groups"]}, params, header["skipped_steps"]
 
 
 def read_members(file: IO[bytes]) -> dict[str, Array]:
     """Return the arrays of an .npz file by name, or raise if their digest is another than the one that is with them.
 
-    Whoever made the file, it takes no more memory than about its own size: nothing in it is compressed, and all members
+    Whoever made the file, its arrays take no more memory than it is large: nothing in it is compressed, and all members
     together are no larger than it is. Nothing is ever written under a member's name.
     """
     room = os.fstat(file.fileno()).st_size
@@ -146,18 +154,18 @@ def read_members(file: IO[bytes]) -> dict[str, Array]:
 
 
 def read_array(member: IO[bytes], size: int) -> Array:
-    """Return the array in one member, of so many bytes; a damaged header makes no array larger than the file."""
+    """Return the array in one member, of so many bytes, which are all that it has."""
     version = np.lib.format.read_magic(member)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(member)
-    if dtype.hasobject or dtype.itemsize * int(np.prod(shape, dtype=object)) > size:
-        raise ValueError(f"an array of shape {shape} and dtype {dtype} in {size} bytes")
+    shape, fortran, dtype = read_header(member, max_header_size=LONGEST_HEADER)
+    given = size - member.tell()
+    if dtype.kind not in "fcu" or dtype.itemsize * int(np.prod(shape, dtype=object)) != given:
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} in {given} bytes")
     array = np.empty(shape, dtype, order="F" if fortran else "C")
     flat = array.reshape(-1, order="A").view(np.uint8)
     for part in parts(flat):
         part[:] = np.frombuffer(member.read(len(part)), np.uint8)
-    if member.read(1):
-        raise ValueError("more bytes than its array has")  # having read to the end, zipfile has compared its checksum
+    member.read(1)  # which there is none of, but at the end zipfile compares its checksum
     return array
 
 

@@ -103,8 +103,9 @@ def as_float(value: Any) -> float | None:
         return None
 
 
-def as_settings(values: Mapping[str, Any], label: str = "{}") -> dict[str, Any]:
+def as_settings(values: Mapping[str, Any], label: str = "{!s:.60}") -> dict[str, Any]:
     """Return settings with each number as a float in its range, or raise. `lr` may be a callable instead."""
+    values = {str.__str__(name) if isinstance(name, str) else name: value for name, value in values.items()}
     for name in values:
         if name not in SETTINGS:
             raise ValueError(f"{label.format(name)}: no such setting, expected some of {', '.join(SETTINGS)}")
@@ -151,7 +152,7 @@ def read_settings(groups: Sequence["ParamGroup"], steps: int) -> tuple[bool, lis
 
 # The largest step count that can be loaded: up to here every count is a float of its own, as PyTorch has it, and no run
 # gets from here to where the kernel's counter ends.
-MOST_STEPS = 2**53
+MOST_STEPS = min(2**53, sys.maxsize)
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -618,7 +619,7 @@ class RMSProp:
         if "params" not in given:
             raise TypeError(f"{label}: {group!r:.60}, expected a mapping with 'params' and settings")
         own = {name: value for name, value in given.items() if name not in ("params", "param_names")}
-        settings = {**self._defaults, **as_settings(own, f"{label}[{{!r}}]")}
+        settings = {**self._defaults, **as_settings(own, f"{label}[{{!r:.60}}]")}
         check_together(settings, "" if settings == self._defaults else f"{label}: ")
         names, arrays = as_params(given["params"], first, alone)
         if names is None and given.get("param_names") is not None:
@@ -670,8 +671,7 @@ class RMSProp:
             its settings and of ``params``, the names or indices of its parameters. A callable ``lr`` is left out; in
             its place stands ``step``, the number of steps taken.
         """
-        line, entries, steps, _ = self._plan.snapshot()
-        return _as_state_dict(line, entries, steps)
+        return _as_state_dict(self._plan.snapshot())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, into the arrays that the optimizer has, or raise and change nothing.
@@ -707,7 +707,7 @@ class RMSProp:
             if list(members) != expected:
                 raise ValueError(f"param_groups[{i}]['params']: {list(members)!r:.200}, expected {expected!r:.200}")
             values = {key: value for key, value in group.items() if key not in ("params", "param_names", "step")}
-            settings.append(as_settings(values, f"param_groups[{i}][{{!r}}]"))
+            settings.append(as_settings(values, f"param_groups[{i}][{{!r:.60}}]"))
             complete = {**groups[i].settings(), **settings[i]}
             check_together(complete, f"param_groups[{i}]: ")
             needed += [_state_arrays(complete)] * len(expected)
@@ -718,13 +718,13 @@ class RMSProp:
         known = set(keys)
         unknown = [key for key in entries if key not in known]
         if unknown:
-            raise ValueError(f"state[{unknown[0]!r}]: no such parameter, expected {keys!r:.200}")
+            raise ValueError(f"state[{unknown[0]!r:.60}]: no such parameter, expected {keys!r:.200}")
         steps, states = [], []
         for key, w, names in zip(keys, line.params, needed, strict=True):
             entry = _part(entries, key, Mapping, "state")
             surplus = [name for name in entry if name not in ("step", *_kernel.STATE_NAMES)]
             if surplus:
-                raise ValueError(f"state[{key!r}][{surplus[0]!r}]: unknown, expected step, {', '.join(names)}")
+                raise ValueError(f"state[{key!r}][{surplus[0]!r:.60}]: unknown, expected step, {', '.join(names)}")
             steps.append(_as_count(f"state[{key!r}]['step']", _part(entry, "step", object, f"state[{key!r}]")))
             arrays = {
                 name: _part(entry, name, object, f"state[{key!r}]") for name in (*names, *entry) if name != "step"
@@ -756,8 +756,8 @@ class RMSProp:
         """
         from rmsfast import checkpoint  # here, because it would double the time that `import rmsfast` takes
 
-        line, entries, steps, params = self._plan.snapshot(with_params=True)
-        checkpoint.write(path, _as_state_dict(line, entries, steps), params or [], self.skipped_steps)
+        taken = self._plan.snapshot(with_params=True)
+        checkpoint.write(path, _as_state_dict(taken), taken.params, taken.skipped)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Take over what `save` wrote: parameters, state and settings, or raise and change nothing.
@@ -778,14 +778,15 @@ class RMSProp:
 
         Notes
         -----
-        The file may come from anyone: nothing in it is executed, and to read it takes about its size in memory. Its
-        digest tells damage, not forgery.
+        The file may come from anyone: nothing in it is executed, and to read it takes memory in proportion to its size,
+        which is what the arrays take. Its digest tells damage, not forgery.
         """
         from rmsfast import checkpoint
 
         state_dict, saved, skipped = checkpoint.read(path)
         line, steps, states, settings, steps_taken = self._as_restored(state_dict)
-        params = [_as_like(f"params[{key!r}]", a, w) for key, a, w in zip(line.keys, saved, line.params, strict=True)]
+        params = [_as_like(f"params[{key!r}]", saved[key], w) for key, w in zip(line.keys, line.params, strict=True)]
+        skipped = _as_count("skipped_steps", skipped)
         self._plan.restore(line, steps, states, settings, steps_taken, params, skipped)
 
     def __copy__(self) -> "RMSProp":
@@ -794,17 +795,20 @@ class RMSProp:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        line, entries, steps, values = self._plan.snapshot(with_params=True)
+        taken = self._plan.snapshot(with_params=True)
+        line = taken.line
         return {
             # The arrays themselves, as a model that is copied along has them; until it is their turn, they may change.
-            "params": line.params[0] if line.single else [{**group, **group.settings()} for group in line.groups],
-            "settings": line.groups[0].settings() if line.single else {},
+            "params": line.params[0]
+            if line.single
+            else [{**group, **values} for group, values in zip(line.groups, taken.settings, strict=True)],
+            "settings": taken.settings[0] if line.single else {},
             "defaults": self._defaults,
             "num_threads": self._plan.num_threads,
-            "steps_taken": steps,
-            "skipped_steps": self.skipped_steps,
-            "state_dict": _as_state_dict(line, entries, steps),
-            "values": values,
+            "steps_taken": taken.steps,
+            "skipped_steps": taken.skipped,
+            "state_dict": _as_state_dict(taken),
+            "values": taken.params,
             "attributes": {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES},
         }
 
@@ -827,12 +831,12 @@ DEFAULTS: Mapping[str, Any] = RMSProp.__init__.__kwdefaults__ or {}
 _OWN_ATTRIBUTES = ("_defaults", "_changed", "_plan")
 
 
-def _as_state_dict(line: _kernel.Line, entries: list[tuple[Any, int, dict[str, Array]]], steps: int) -> dict[str, Any]:
+def _as_state_dict(taken: _kernel.Snapshot) -> dict[str, Any]:
     """Return a snapshot of a plan in PyTorch's layout, with all state arrays that the settings ask for."""
-    state = {key: {"step": step, **arrays} for key, step, arrays in entries}
+    state = {key: {"step": step, **arrays} for key, step, arrays in taken.entries}
     groups, rest = [], iter(state)
-    for group in line.groups:
-        settings = group.settings()
+    for group, values in zip(taken.line.groups, taken.settings, strict=True):
+        settings = values.copy()
         keys = [next(rest) for _ in group["params"]]
         for key in keys:
             for name in _state_arrays(settings):
@@ -840,7 +844,7 @@ def _as_state_dict(line: _kernel.Line, entries: list[tuple[Any, int, dict[str, A
                     state[key][name] = np.zeros_like(state[key]["square_avg"])
         if is_schedule(settings["lr"]):
             del settings["lr"]
-            settings["step"] = steps
+            settings["step"] = taken.steps
         groups.append({**settings, "params": keys})
     return {"state": state, "param_groups": groups}
 

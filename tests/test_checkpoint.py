@@ -514,6 +514,19 @@ def changed(**header):
     return content
 
 
+def promising(dtype, n):
+    """One array of n elements of a dtype, and four bytes for it."""
+
+    def content(path):
+        file, array = io.BytesIO(), io.BytesIO()
+        np.lib.format.write_array_header_1_0(array, dict(descr=dtype, fortran_order=False, shape=(n,)))
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("param_0.npy", array.getvalue() + bytes(4))
+        return file.getvalue()
+
+    return content
+
+
 def deep(path):
     with np.load(path) as saved:
         members = {name: saved[name] for name in saved.files if name != "digest"}
@@ -545,10 +558,18 @@ HOSTILE = {
     "a pickled object": (pickled, "dtype object"),
     "a header without end": (deep, "recursion"),
     "a parameter too many": (surplus, "belong to no parameter"),
-    "a name twice": (same_name, "a name given twice"),
+    "a name twice": (same_name, "a name 0 that is none, or given twice"),
     "a negative count": (changed(skipped_steps=-1), "skipped_steps: -1, expected a count"),
-    "a count that is none": (changed(skipped_steps="1"), "skipped_steps: '1', expected a count"),
-    "a name that is none": (changed(names=[{"a": 1}]), "unhashable"),
+    "a count that is none": (changed(skipped_steps="1"), "skipped_steps: '1', expected an integer"),
+    "a count beyond all": (changed(skipped_steps=2**63), "skipped_steps: 9223372036854775808, expected a count"),
+    "a number of steps beyond all": (changed(steps=[2**63]), "state[0]['step']: 9223372036854775808, expected a count"),
+    "a name that is none": (changed(names=[{"a": 1}]), "a name {'a': 1} that is none"),
+    "a name that equals another": (changed(names=[False]), "a name False that is none"),
+    "a long name": (changed(names=["x" * 100_000]), "state['xxxx"),
+    "a long setting": (changed(param_groups=[{"params": [0], "x" * 100_000: 1}]), "param_groups[0]['xxxx"),
+    "arrays of nothing": (promising("|S0", 10**12), "an array of shape (1000000000000,) and dtype"),
+    "arrays of text": (promising("<U1", 1), "and dtype <U1 in 4 bytes"),
+    "a header without an end": (promising("-" * 9000, 1), "Header info length"),
     "no groups": (changed(param_groups=None), "state_dict['param_groups']: NoneType, expected a list"),
     "groups of another kind": (changed(param_groups=[[1]]), "param_groups[0]: list, expected a mapping"),
     "a setting of another kind": (changed(param_groups=[{"params": [0], "lr": {"a": []}}]), "param_groups[0]['lr']"),
@@ -587,12 +608,61 @@ def test_hostile_files_are_refused_and_nothing_in_them_is_executed(tmp_path, con
 def test_what_is_no_file_is_not_replaced(tmp_path):
     opt, _ = small_run()
     os.mkfifo(tmp_path / "pipe")
-    for path, error in (tmp_path, IsADirectoryError), (tmp_path / "pipe", OSError), (Path("/dev/null"), OSError):
+    (tmp_path / "link").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, error in {
+        tmp_path: IsADirectoryError,
+        tmp_path / "pipe": OSError,
+        tmp_path / "link": OSError,
+        Path("/dev/null"): OSError,
+    }.items():
         kind = path.stat().st_mode
-        with pytest.raises(error, match="not a regular file, expected one to replace, or none"):
-            opt.save(path)
+        for call in opt.save, opt.load:
+            with pytest.raises(error, match="not a regular file, expected one"):
+                call(path)
         assert path.stat().st_mode == kind
-    assert list(tmp_path.iterdir()) == [tmp_path / "pipe"]
+    with pytest.raises(OSError, match="symbolic links"):
+        opt.save(tmp_path / "loop")
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link", "loop"}
+
+
+def test_parameters_go_by_their_names(tmp_path):
+    """Also in a file that has them in another order than the optimizer."""
+    params = {"a": np.full(3, 1.0), "b": np.full(3, 2.0)}
+    opt = rmsfast.RMSProp(params)
+    opt.step({"a": np.ones(3), "b": 2 * np.ones(3)})
+    expected = {name: w.copy() for name, w in params.items()}
+    path = tmp_path / "run.npz"
+    opt.save(path)
+
+    def turn(header, members):
+        header["names"] = ["b", "a"]
+        for array in "param", "square_avg":
+            members[f"{array}_0"], members[f"{array}_1"] = members[f"{array}_1"], members[f"{array}_0"]
+
+    rewrite(path, turn)
+    opt.step({"a": np.ones(3), "b": np.ones(3)})
+    opt.load(path)
+    for name, w in params.items():
+        assert_same_bits(w, expected[name])
+
+
+def test_what_is_saved_is_of_one_moment(tmp_path, monkeypatch):
+    """A step that is skipped and a setting that changes while the file is written are not in it."""
+    w = np.ones(3)
+    opt = rmsfast.RMSProp(w, nonfinite="skip", lr=0.5)
+    write = checkpoint.write
+
+    def change(*args):
+        opt.step(np.full(3, np.nan))
+        opt.lr = 0.25
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "write", change)
+    opt.save(tmp_path / "run.npz")
+    opt.load(tmp_path / "run.npz")
+    assert opt.skipped_steps == 0
+    assert opt.lr == 0.5
 
 
 # Run as root of a namespace, where it can be mounted: $1 is the folder, $2 Python, $3 a program.
@@ -665,7 +735,12 @@ def save_for_ever(ready):
         opt.step([np.ones_like(w) for w in params])
         opt.save(path)
 
-make()[0].save(path)
+opt, _ = make()
+opt.save(path)
+start = time.perf_counter()
+for _ in range(3):
+    opt.save(path)
+most = time.perf_counter() - start
 last = saved = 0
 for _ in range(times):
     ready, begun = os.pipe()
@@ -673,7 +748,7 @@ for _ in range(times):
     if pid == 0:
         save_for_ever(begun)
     os.read(ready, 1)
-    time.sleep(random.uniform(0, 0.01))
+    time.sleep(random.uniform(0, most))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(ready), os.close(begun)

@@ -359,6 +359,36 @@ def test_a_refused_step_asks_no_schedule_and_counts_nothing():
     assert opt.state[0]["step"] == 0
 
 
+@pytest.mark.parametrize("patience", range(0, 120, 5))
+def test_a_setting_whose_name_will_not_be_compared_changes_nothing(patience):
+    """After some comparisons, it raises."""
+
+    class Moody(str):
+        __slots__ = ("compared",)
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            self.compared = getattr(self, "compared", 0) + 1
+            if self.compared > patience:
+                raise RuntimeError("no more")
+            return str.__eq__(self, other)
+
+    opt, _ = trained()
+    before = opt.state[0]["square_avg"].copy()
+    saved = opt.state_dict()
+    saved["state"][0]["square_avg"] += 1
+    values = {name: value for name, value in saved["param_groups"][0].items() if name != "lr"}
+    saved["param_groups"][0] = {**values, Moody("lr"): 0.5}
+    try:
+        opt.load_state_dict(saved)
+    except RuntimeError:
+        assert opt.lr == 1e-3
+        assert_same_bits(opt.state[0]["square_avg"], before)
+    else:
+        assert opt.lr == 0.5
+        assert_same_bits(opt.state[0]["square_avg"], before + 1)
+
+
 def test_lr_is_the_same_number_for_all_groups():
     """It is asked for once: another answer, or none, comes too late."""
 

@@ -185,13 +185,13 @@ def test_a_signal_in_a_long_step_takes_effect_right_after_it():
 
     old = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 1e-3)
         with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 1e-3)
             while True:
                 opt.step([g])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
     steps = opt.state[0]["step"]
-    assert 2 <= steps <= 3
+    assert 1 <= steps <= 3
     assert (w == -steps).all()

@@ -158,7 +158,7 @@ def test_a_quota_bounds_the_cores(monkeypatch):
 @pytest.fixture
 def tune():
     """Change the measured constants for one test."""
-    old = _kernel._tune(cores=8, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=0)
+    old = _kernel._tune(cores=8, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=0, patience=0)
     yield _kernel._tune
     _kernel._tune(**old)
 
@@ -409,35 +409,75 @@ def test_the_runtimes_own_limit_is_no_limit_that_someone_set(own):
 
 
 NO_THREAD_LEFT = """
-import resource
+import os, resource, sys, threading
 import numpy as np
 import rmsfast
 from rmsfast import _kernel
-_kernel._tune(bytes_per_thread=1000, cores=4, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12)
+_kernel._tune(bytes_per_thread=1000, cores=4, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=0,
+              patience=0)
 g = np.linspace(-1, 1, 300_000)
-def train(threads):
+def make(threads):
     w = np.ones_like(g)
-    opt = rmsfast.RMSProp(w, num_threads=threads)
+    return rmsfast.RMSProp(w, num_threads=threads), w
+def train(opt, w):
     opt.step(g)
     opt.step(g)
     return w.tobytes()
-expected = train(1)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-_, most = resource.getrlimit(resource.RLIMIT_AS)
-resource.setrlimit(resource.RLIMIT_AS, (used + 16_000_000, most))       # room for the step, and for one stack
-print(train(4) == expected, _kernel._team_size(10**12, 4))
-resource.setrlimit(resource.RLIMIT_AS, (most, most))
-print(_kernel._team_size(10**12, 4))        # not tried again at once
+expected = train(*make(1))
+end = threading.Event()
+def leave_no_thread():
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 4_000_000, resource.RLIM_INFINITY))
+    try:
+        for _ in range(100):    # stacks of threads that ended are kept for others
+            threading.Thread(target=end.wait).start()
+    except RuntimeError:
+        pass
+def train_where_no_thread_is_left(opt, w):
+    leave_no_thread()
+    print(train(opt, w) == expected, _kernel._team_size(10**12, 4))
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    end.set()
 """
+
+WITHOUT_ROOM = {
+    "at the first team": """
+train_where_no_thread_is_left(*make(4))
+print(_kernel._team_size(10**12, 4))        # not tried again at once
+""",
+    "after a fork": """
+train(*make(4))
+pid = os.fork()
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+train_where_no_thread_is_left(*make(4))
+print(_kernel._team_size(10**12, 4))
+""",
+    "after a smaller team": """
+train(*make(4))
+train(*make(2))
+train_where_no_thread_is_left(*make(4))
+print(_kernel._team_size(10**12, 4))
+""",
+    "after another thread's team": """
+worker = threading.Thread(target=lambda: train(*make(4)))
+worker.start()
+worker.join()
+train_where_no_thread_is_left(*make(4))
+print(_kernel._team_size(10**12, 4))
+""",
+}
 
 
 @needs_openmp
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process as Linux does")
 @pytest.mark.skipif("san.so" in os.environ.get("LD_PRELOAD", ""), reason="takes terabytes of addresses")
-def test_where_no_thread_can_be_started_steps_are_alone():
+@pytest.mark.parametrize("program", WITHOUT_ROOM.values(), ids=WITHOUT_ROOM)
+def test_where_no_thread_can_be_started_steps_are_alone(program):
     """The runtimes would end the process."""
-    program = [sys.executable, "-P", "-c", NO_THREAD_LEFT]
-    result = subprocess.run(program, capture_output=True, text=True)
+    command = [sys.executable, "-P", "-W", "ignore", "-c", NO_THREAD_LEFT + program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.stdout.split() == ["True", "1", "1"], result.stderr
 
 
@@ -588,6 +628,31 @@ def forks(_):
         in_a_child(lambda: train() == expected)
 main, region = threading.get_ident(), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(forks)
 ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 2, 0)
+""",
+    "from inside another library's region of one thread": """
+nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+ctypes.CDLL(sys.argv[1]).GOMP_parallel(nothing, None, 2, 0)
+children = []
+region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: children.append(os.fork()))
+ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 1, 0)
+if children[0] == 0:
+    signal.alarm(30)
+    os._exit(train() != train(threads=1))
+assert os.waitpid(children[0], 0)[1] == 0
+""",
+    "where a thread that goes home asks for the interpreter": """
+library, key = ctypes.CDLL(None), ctypes.c_uint()
+destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+library.pthread_key_create(ctypes.byref(key), destructor)
+main = threading.get_ident()
+def keep(_):
+    if threading.get_ident() != main:
+        library.pthread_setspecific(key, ctypes.c_void_p(1))
+region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(keep)
+ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 2, 0)
+signal.alarm(30)
+expected = train(threads=1)
+in_a_child(lambda: train() == expected)
 """,
     "while other threads are inside long steps": """
 expected = train()

@@ -64,8 +64,11 @@ def main():
         done = subprocess.run(
             [sys.executable, "-m", "coverage", "report", "--show-missing", f"--fail-under={LEAST}"], cwd=copy
         )
+        files = count_of_c(copy / "build")
+        if not files:
+            sys.exit("nothing counted: expected gcc, and its gcov")
         total = executed = 0
-        for name, counts in sorted(count_of_c(copy / "build").items()):
+        for name, counts in sorted(files.items()):
             lines = dict(code_of(copy / name, counts))
             missing = [number for number, count in lines.items() if count == 0]
             total, executed = total + len(lines), executed + len(lines) - len(missing)

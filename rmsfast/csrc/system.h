@@ -17,7 +17,7 @@ static void *rmsfast_wait(void *gate)
 }
 
 /* Whether so many more threads can be there at once. Where they cannot (a limit on processes or on memory), the runtimes
-   end the whole process. So it is tried before. */
+   end the whole process. So it is tried before: not with a stack of OMP_STACKSIZE, and others may take the room. */
 static int rmsfast_can_start(int count)
 {
     enum { MOST = 1024 };
@@ -30,7 +30,7 @@ static int rmsfast_can_start(int count)
     pthread_mutex_unlock(&gate);
     for (int t = 0; t < started; t++)
         pthread_join(threads[t], NULL);
-    return started == count;
+    return started >= count;
 }
 
 static void *rmsfast_ask_for_limit(void *limit)
@@ -39,42 +39,51 @@ static void *rmsfast_ask_for_limit(void *limit)
     return NULL;
 }
 
-/* How many threads the runtime uses where nobody has called `omp_set_num_threads`. That holds for the thread that calls
-   it, so a new one is asked. */
+/* How many threads the runtime uses where nobody has called `omp_set_num_threads`, or 0 if that cannot be found out now.
+   That call is for the thread that makes it, so a new one is asked. */
 static int rmsfast_own_limit(void)
 {
     pthread_t thread;
     int limit = 0;
     if (pthread_create(&thread, NULL, rmsfast_ask_for_limit, &limit) == 0)
         pthread_join(thread, NULL);
-    else
-        rmsfast_ask_for_limit(&limit);
     return limit;
 }
 
 #else
 static int rmsfast_can_start(int count) { return count >= 0; }
-#ifdef _OPENMP
-static int rmsfast_own_limit(void) { return omp_get_max_threads(); }
-#else
-static int rmsfast_own_limit(void) { return 1; }
+static int rmsfast_own_limit(void) { return 0; }
 #endif
+
+/* How many threads the calling thread's last team had, which the runtime keeps for the next one. */
+#ifdef _MSC_VER
+static __declspec(thread) int rmsfast_last_team;
+#else
+static _Thread_local int rmsfast_last_team;
 #endif
 
 /* Of all threads, a forked process has the one that forked. GNU's runtime believes there that the idle threads of that
    one are there still, and waits for them without end. Before a fork they can be sent home, whoever's work they did:
-   rmsfast's, or that of another library on the same runtime. Releases before GCC 9 cannot. LLVM's runtime begins anew in
-   a forked process by itself. Returns whether the forked process may have teams of its own. */
-#if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__) && defined(__ELF__)
+   rmsfast's, or that of another library on the same runtime. Releases before GCC 9 cannot, and none can from inside a
+   parallel region. LLVM's and Intel's runtime, which may stand in for GNU's, begins anew in a forked process by itself.
+   Returns whether the forked process may have teams of its own. */
+#if !defined(_OPENMP) || !defined(__GNUC__) || defined(__clang__)
+static int rmsfast_prepare_fork(void) { return 1; }
+
+#elif defined(__ELF__)
 #if __GNUC__ < 9
 typedef int omp_pause_resource_t;
 enum { omp_pause_soft = 1 };
 #endif
 extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
+extern int __kmpc_global_thread_num(void *) __attribute__((weak));
 
-static int rmsfast_prepare_fork(void) { return omp_pause_resource_all && omp_pause_resource_all(omp_pause_soft) == 0; }
+static int rmsfast_prepare_fork(void)
+{
+    return __kmpc_global_thread_num || (omp_pause_resource_all && omp_pause_resource_all(omp_pause_soft) == 0);
+}
 
 #else
-static int rmsfast_prepare_fork(void) { return 1; }
+static int rmsfast_prepare_fork(void) { return omp_pause_resource_all(omp_pause_soft) == 0; }
 #endif
 #endif
