@@ -704,7 +704,7 @@ NOT_ALLOWED = {
     "eps": [-1e-9, np.nan, -5],
 }
 NOT_NUMBERS = ["0.1", None, True, np.True_, 1j, [0.1], np.array([0.1]), np.zeros((1, 1)), object(), b"1"]
-NOT_NUMBERS += [np.complex128(0.1), np.str_("0.1"), np.bytes_(b"1"), np.timedelta64(1), float]
+NOT_NUMBERS += [np.complex128(0.1), np.str_("0.1"), np.bytes_(b"1"), np.timedelta64(1, "s"), float]
 NOT_NUMBERS += [np.array(value) for value in ("0.1", "abc", True, None, 1j)]
 
 
