@@ -1,0 +1,164 @@
+/* What the C of the kernel makes of some millions of numbers, as digests. tools/elsewhere.sh compares them between
+   instruction sets, processors and C libraries, where there is no Python to run the other tests. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "rmsfast.h"
+
+enum { N = 1021, ROWS = 300, WIDTH = 7 };
+
+static uint64_t seed;
+
+/* splitmix64 */
+static uint64_t any(void)
+{
+    uint64_t z = seed += UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
+}
+
+/* Numbers of many magnitudes; one in eight has random bits. */
+static void fill(void *numbers, int n, int is_float64, int positive)
+{
+    for (int i = 0; i < n; i++) {
+        const uint64_t bits = any();
+        const int exponent = (int)(any() % 30) - 83;
+        double x = ldexp((double)(int64_t)any(), exponent);
+        if (positive)
+            x = fabs(x);
+        if (is_float64) {
+            memcpy((double *)numbers + i, &x, sizeof x);
+            if (bits % 8 == 0)
+                memcpy((double *)numbers + i, &bits, sizeof bits);
+        } else {
+            const float y = (float)x;
+            const uint32_t half = (uint32_t)(bits >> 32);
+            memcpy((float *)numbers + i, &y, sizeof y);
+            if (bits % 8 == 0)
+                memcpy((float *)numbers + i, &half, sizeof half);
+        }
+    }
+}
+
+/* FNV-1a over values, in which the order of bytes has no part, and any NaN equals any NaN. */
+static uint64_t add(uint64_t digest, uint64_t value) { return (digest ^ value) * UINT64_C(0x100000001b3); }
+
+static uint64_t digest_of(uint64_t digest, const void *numbers, int n, int is_float64)
+{
+    for (int i = 0; i < n; i++) {
+        uint64_t bits = 0;
+        if (is_float64) {
+            double x;
+            memcpy(&x, (const double *)numbers + i, sizeof x);
+            if (x == x)
+                memcpy(&bits, &x, sizeof x);
+            else
+                bits = 1;
+        } else {
+            float x;
+            uint32_t half = 1;
+            memcpy(&x, (const float *)numbers + i, sizeof x);
+            if (x == x)
+                memcpy(&half, &x, sizeof x);
+            bits = half;
+        }
+        digest = add(digest, bits);
+    }
+    return digest;
+}
+
+static double w[N], v[N], m[N], b[N], g[N];
+
+static uint64_t update(const rmsfast_stages *stages, int is_float64, int centered, int momentum, int variant)
+{
+    static const double betas[] = {0.9, 0.99, 0.0, 1.0}, epsilons[] = {1e-8, 0.0, 1e-3};
+    const rmsfast_settings settings = {
+        .lr = 0.01,
+        .beta = betas[variant % 4],
+        .eps = epsilons[variant % 3],
+        .momentum = momentum ? 0.9 : 0,
+        .nesterov = momentum == RMSFAST_NESTEROV,
+        .centered = centered,
+        .weight_decay = variant & 2 ? 0.05 : 0,
+        .decoupled_weight_decay = variant >> 2 & 1,
+        .eps_inside_sqrt = variant >> 3 & 1,
+        .lr_in_momentum = variant >> 4 & 1,
+        .maximize = variant >> 5 & 1,
+        .clip_value = variant & 1 ? 0.5 : INFINITY,
+        .clip_norm = INFINITY,
+        .clip_global_norm = INFINITY,
+    };
+    rmsfast_scalars scalars;
+    rmsfast_block block;
+    uint64_t digest = 0;
+    seed = (uint64_t)(1000 * variant + 100 * momentum + 10 * centered + is_float64);
+    fill(w, N, is_float64, 0);
+    fill(v, N, is_float64, 1);
+    fill(m, N, is_float64, 0);
+    fill(b, N, is_float64, 0);
+    for (int step = 1; step <= 3; step++) {
+        fill(g, N, is_float64, 0);
+        stages->form(&scalars, &settings, variant & 8 ? 0.3 : 1, variant & 4 ? 0.7 : 1, variant & 16 ? 1 / 0.19 : 1);
+        stages->update[centered][momentum](w, v, centered ? m : NULL, momentum ? b : NULL, g, N, &scalars);
+        fill(g, N, is_float64, 1);
+        stages->measure(&block, g, N, 0.3, step == 2 ? 0x1p-600 : 1);
+        digest = digest_of(add(digest, (uint64_t)block.nonfinite), &block.squares, 1, 1);
+    }
+    digest = digest_of(digest_of(digest, w, N, is_float64), v, N, is_float64);
+    return digest_of(digest_of(digest, m, N, is_float64), b, N, is_float64);
+}
+
+/* Rows that repeat, and an array turned around and transposed. */
+static uint64_t rows_and_strides(int is_float64)
+{
+    static double values[ROWS * WIDTH], sums[ROWS * WIDTH];
+    static int32_t table[1024];
+    static const char *grads[ROWS];
+    ptrdiff_t rows[ROWS], distinct[ROWS];
+    const ptrdiff_t size = is_float64 ? 8 : 4, shape[] = {ROWS, WIDTH}, strides[] = {-WIDTH * size, size};
+    const char *const first = (const char *)values;
+    seed = (uint64_t)is_float64;
+    fill(values, ROWS * WIDTH, is_float64, 0);
+    for (int i = 0; i < ROWS; i++)
+        rows[i] = (ptrdiff_t)(any() % 100);
+    memset(table, 0, sizeof table);
+    const ptrdiff_t count = rmsfast_distinct(distinct, grads, rows, ROWS, 100, first, WIDTH * size, table, 10);
+    rmsfast_sum_repeated((char *)sums, distinct, count, grads, rows, ROWS, first, WIDTH * size, table, 10, is_float64);
+    uint64_t digest = add(0, (uint64_t)count);
+    for (ptrdiff_t i = 0; i < count; i++)
+        digest = digest_of(add(digest, (uint64_t)distinct[i]), grads[i], WIDTH, is_float64);
+    for (int fortran = 0; fortran < 2; fortran++) {
+        rmsfast_gather(sums, first + (ROWS - 1) * WIDTH * size, 5, ROWS * WIDTH - 9, size, 2, shape, strides, fortran);
+        digest = digest_of(digest, sums, ROWS * WIDTH - 9, is_float64);
+    }
+    for (int i = 0; i < 50; i++)
+        digest = add(digest, (uint64_t)rmsfast_strides_into(i, i + 3, size, 2, shape, (ptrdiff_t[]){100, 16}));
+    return digest;
+}
+
+int main(void)
+{
+    int different = 0;
+    for (int is_float64 = 0; is_float64 < 2; is_float64++) {
+        printf("rows %d %016llx\n", is_float64, (unsigned long long)rows_and_strides(is_float64));
+        for (int rule = 0; rule < 6; rule++)
+            for (int variant = 0; variant < 64; variant++) {
+                uint64_t expected = 0;
+                for (int k = 0; rmsfast_usable_isa(k) != NULL; k++) {
+                    const rmsfast_stages *stages = rmsfast_usable_isa(k)->stages[is_float64];
+                    const uint64_t digest = update(stages, is_float64, rule % 2, rule / 2, variant);
+                    if (k == 0)
+                        expected = digest;
+                    different += digest != expected;
+                }
+                printf("update %d %d %d %016llx\n", is_float64, rule, variant, (unsigned long long)expected);
+            }
+    }
+    fprintf(stderr, "instruction sets:");
+    for (int k = 0; rmsfast_usable_isa(k) != NULL; k++)
+        fprintf(stderr, " %s", rmsfast_usable_isa(k)->name);
+    fprintf(stderr, different ? ": %d differ\n" : "\n", different);
+    return different != 0;
+}
