@@ -48,7 +48,7 @@ for python in $(interpreters); do
     bin=$work/$version/bin
     "$bin/pip" wheel --no-deps --wheel-dir "$work/$version/built" "$sdist"
     "$tools/auditwheel" show "$work/$version"/built/*.whl
-    PATH="$tools:$PATH" "$tools/auditwheel" repair --wheel-dir "$work/$version/dist" "$work/$version"/built/*.whl
+    PATH="$tools:$PATH" tools/repair.sh "$work/$version"/built/*.whl "$work/$version/dist"
     wheel=$(ls "$work/$version"/dist/*.whl)
     "$tools/twine" check --strict "$wheel"
     "$tools/check-wheel-contents" --config pyproject.toml "$wheel"
