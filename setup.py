@@ -45,12 +45,32 @@ OPENMP_FLAGS = {
     "msvc": [(["/openmp"], [])],
 }
 
+# What to do about what a build lacks.
+NO_COMPILER = """
+rmsfast: to build from source takes a C compiler and Python's headers, and a file that includes Python.h does not
+compile here. Install them (Debian, Ubuntu: apt install gcc python3-dev; Fedora: dnf install gcc python3-devel; macOS:
+xcode-select --install; Windows: Visual Studio's Build Tools, with "Desktop development with C++"), or take a wheel:
+pip install --only-binary rmsfast rmsfast
+"""
+NO_OPENMP = """
+rmsfast: this compiler has no OpenMP, so steps will use one thread. gcc and MSVC have it; clang needs LLVM's runtime
+(Debian, Ubuntu: apt install libomp-dev; Fedora: dnf install libomp-devel; macOS: see docs/wheels.md).
+"""
+OLD_NUMPY = f"""
+rmsfast: to build from source takes NumPy 2.0 or newer, and this is {numpy.__version__}: pip install --upgrade numpy,
+or leave out --no-build-isolation
+"""
+if int(numpy.__version__.partition(".")[0]) < 2:
+    sys.exit(OLD_NUMPY)
+
 
 class BuildExt(build_ext):
     def build_extensions(self):
         self.force = True  # the environment may ask for other flags than the last build had
         family = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
         flags = MSVC_FLAGS if family == "msvc" else GNU_FLAGS
+        if not self.builds("#include <Python.h>\n"):
+            sys.exit(NO_COMPILER)
         sanitize = os.environ.get("RMSFAST_SANITIZE")
         checked = ["-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else []
         if COVERAGE:
@@ -74,18 +94,25 @@ class BuildExt(build_ext):
         """Return the first flags with which a small OpenMP program compiles and links; none if none do."""
         if os.environ.get("RMSFAST_OPENMP") == "0":
             return [], []
+        program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        for compile_flags, link_flags in candidates:
+            if self.builds(program, compile_flags, link_flags):
+                return compile_flags, link_flags
+        print(NO_OPENMP, file=sys.stderr)
+        return [], []
+
+    def builds(self, program, compile_flags=(), link_flags=None):
+        """Return whether a program compiles and, where there are flags to link with, links."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
-            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
-            for compile_flags, link_flags in candidates:
-                try:
-                    objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=compile_flags)
+            source.write_text(program)
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=list(compile_flags))
+                if link_flags is not None:
                     self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link_flags)
-                except (CompileError, LinkError):
-                    continue
-                return compile_flags, link_flags
-        print("rmsfast: this compiler has no OpenMP, so the build is single-threaded", file=sys.stderr)
-        return [], []
+            except (CompileError, LinkError):
+                return False
+        return True
 
 
 COMMON = {
