@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 
 try:
     import rmsfast._kernel as _kernel
-except ModuleNotFoundError as error:
-    if error.name != "rmsfast._kernel":
+except ModuleNotFoundError as _error:
+    if _error.name != "rmsfast._kernel":
         raise
     raise ImportError(
         f"rmsfast: its compiled kernel is not in {__path__[0]}. If that is a checkout's source folder, it hides the "

@@ -172,7 +172,7 @@ class ParamGroup(MutableMapping[str, Any]):
         self._changed = flag
 
     # As a dict would, a group compares its arrays with ==, which has no answer: two groups are equal if they are one.
-    __eq__ = object.__eq__
+    __eq__: Callable[[object, object], bool] = object.__eq__
     __hash__ = object.__hash__
 
     def settings(self) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Rows:
     """
 
     __slots__ = ("indices", "values")
+    indices: Any
+    values: Any
 
     def __init__(self, indices: Any, values: Any) -> None:
         self.indices = indices

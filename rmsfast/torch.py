@@ -12,8 +12,8 @@ import numpy as np
 
 try:
     import torch
-except ImportError as error:
-    raise ImportError("rmsfast.torch needs PyTorch, 2.5 or newer: pip install torch") from error
+except ImportError as _error:
+    raise ImportError("rmsfast.torch needs PyTorch, 2.5 or newer: pip install torch") from _error
 
 from torch import Tensor
 from torch.optim import optimizer as base
@@ -94,7 +94,7 @@ def takes_several(increment: Callable[[Any], None]) -> bool:
     return True
 
 
-increment_version = torch.autograd.graph.increment_version
+increment_version: Callable[[Any], None] = torch.autograd.graph.increment_version
 _tensors.set_up(Tensor, DTYPES, increment_version if takes_several(increment_version) else increment_one_by_one)
 
 
