@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -34,6 +35,18 @@ def test_config():
     assert config["isa"] in config["isas"]
     assert isinstance(config["openmp"], bool)
     assert config["numpy"] == np.__version__
+
+
+def test_what_a_bug_report_wants():
+    command = [sys.executable, "-P", "-m", "rmsfast"]
+    environment = os.environ | {"OMP_NUM_THREADS": "3"}
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    facts = dict(line.split(": ", 1) for line in output.splitlines())
+    assert facts["version"] == rmsfast.__version__
+    assert facts["numpy"] == np.__version__
+    assert facts["installed in"] == rmsfast.__path__[0]
+    assert "'OMP_NUM_THREADS': '3'" in facts["environment"]
+    assert list(facts)[-4:] == ["python", "platform", "cpu", "environment"]
 
 
 @pytest.mark.parametrize("thing", PUBLIC)
