@@ -551,7 +551,7 @@ def same_name(path):
 HOSTILE = {
     "a bomb": (inflated, "is compressed"),
     "compression": (compressed, "is compressed"),
-    "members inside of each other": (nested, "its members overlap"),
+    "members inside of each other": (nested, "verlap"),  # newer Pythons see it themselves: "Overlapped entries"
     "an absolute path": (renamed("/executed"), "digest"),
     "a way out of the folder": (renamed("../executed"), "digest"),
     "a member twice": (twice, "two members 'param_0'"),

@@ -113,11 +113,13 @@ IN_A_SUBINTERPRETER = """
 import sys, warnings
 try:
     import _interpreters as interpreters
+    other = interpreters.create("legacy")  # with the same GIL: NumPy loads in no other
 except ImportError:
     import _xxsubinterpreters as interpreters
+    other = interpreters.create(isolated=False)
 if sys.argv[1] == "second":
     import rmsfast
-interpreters.run_string(interpreters.create(), '''
+interpreters.run_string(other, '''
 try:
     import warnings
     warnings.simplefilter("ignore")     # NumPy's, of subinterpreters
