@@ -65,6 +65,7 @@ def interrupted_at(call, n):
         return count
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # or CPython 3.12 begins to look at them too late
     sys.settrace(count)
     try:
         call()
