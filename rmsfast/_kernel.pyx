@@ -274,7 +274,7 @@ def usable_threads():
 
 cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     """How many threads a step on `length` bytes of parameters uses, of those that it may use."""
-    global last_team, debt
+    global debt
     cdef size_t worth_it = length // tuning.bytes_per_thread
     cdef unsigned long me
     cdef double now
@@ -298,20 +298,18 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
     if debt > 0:
         debt -= length * tuning.seconds_a_byte_alone * (1 - 1.0 / worth_it)
         return 1
-    if not there_is_room(<int>worth_it, now):
-        return 1
-    last_team = now
-    return <int>worth_it
+    return <int>worth_it if there_is_room(<int>worth_it, now) else 1
 
 
 cdef bint there_is_room(int threads, double now) noexcept:
     """Whether the system has as many threads as a team of the calling thread would need. Then it has the teams now."""
-    global team_owner, alone_until, rmsfast_last_team
+    global team_owner, last_team, alone_until, rmsfast_last_team
     if threads > rmsfast_last_team and not rmsfast_can_start(threads - max(rmsfast_last_team, 1)):
         alone_until = now + SECONDS_TO_START
         return False
     rmsfast_last_team = threads     # what a smaller team does not need, the runtime lets go
     team_owner = PyThread_get_thread_ident()
+    last_team = now
     return True
 
 
@@ -321,12 +319,11 @@ cdef bint find_dispatch(int threads, double now) noexcept:
     New threads begin on the core of the one that starts them, and take turns with it until they have slept once. Then
     steps stay alone for a little while, and the next one tries again.
     """
-    global alone_until, dispatch_attempts, last_team
+    global alone_until, dispatch_attempts
     cdef double least = INFINITY, start = now, stop
     cdef int t, sum = 0
     if not there_is_room(threads, now):
         return False
-    last_team = now
     while start < now + SECONDS_TO_MEASURE:
         with nogil:
             for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):

@@ -1,7 +1,8 @@
 """How much of the package the tests run: lines and branches of its Python, lines of its Cython and C.
 
-From the repository's folder, with the extras `test`, `coverage` and perhaps `torch`:
+From the repository's folder, where the package itself is not installed, which would be tested instead:
 
+    pip install ".[test,coverage,torch]" && pip uninstall --yes rmsfast
     python tools/coverage.py [paths and options of pytest]
 
 A copy of what git knows is built in a temporary folder, with counters, and tested there. Fails below 95 %.
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 
 LEAST = 95
@@ -51,6 +53,8 @@ def code_of(path, counts):
 
 def main():
     """Build, test and count; return whether that is too little."""
+    if find_spec("rmsfast") is not None:
+        sys.exit("rmsfast is installed here, and would be tested in the place of a copy with counters: uninstall it")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "rmsfast-coverage")
         for name in run("git", "ls-files", capture_output=True, text=True).stdout.splitlines():
