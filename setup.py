@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from sysconfig import get_platform
 
+import Cython
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -131,7 +132,7 @@ setup(
     ext_modules=cythonize(
         [kernel, tensors],
         language_level=3,
-        build_dir="build/cython",
+        build_dir=f"build/cython-{Cython.__version__}-numpy-{numpy.__version__}",  # whose C no other release takes
         emit_linenums=COVERAGE,
         compiler_directives={"cdivision": True, "auto_pickle": False, "autotestdict": False},
     ),
