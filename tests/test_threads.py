@@ -629,31 +629,6 @@ def forks(_):
 main, region = threading.get_ident(), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(forks)
 ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 2, 0)
 """,
-    "from inside another library's region of one thread": """
-nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
-ctypes.CDLL(sys.argv[1]).GOMP_parallel(nothing, None, 2, 0)
-children = []
-region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: children.append(os.fork()))
-ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 1, 0)
-if children[0] == 0:
-    signal.alarm(30)
-    os._exit(train() != train(threads=1))
-assert os.waitpid(children[0], 0)[1] == 0
-""",
-    "where a thread that goes home asks for the interpreter": """
-library, key = ctypes.CDLL(None), ctypes.c_uint()
-destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
-library.pthread_key_create(ctypes.byref(key), destructor)
-main = threading.get_ident()
-def keep(_):
-    if threading.get_ident() != main:
-        library.pthread_setspecific(key, ctypes.c_void_p(1))
-region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(keep)
-ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 2, 0)
-signal.alarm(30)
-expected = train(threads=1)
-in_a_child(lambda: train() == expected)
-""",
     "while other threads are inside long steps": """
 expected = train()
 stop = threading.Event()
@@ -714,14 +689,46 @@ assert os.wait()[1] == 0
 }
 
 
+# Where LLVM's runtime ends the process itself.
+FORKS_UNDER_GNUS = {
+    "from inside another library's region of one thread": """
+nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+ctypes.CDLL(sys.argv[1]).GOMP_parallel(nothing, None, 2, 0)
+children = []
+region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: children.append(os.fork()))
+ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 1, 0)
+if children[0] == 0:
+    signal.alarm(30)
+    os._exit(train() != train(threads=1))
+assert os.waitpid(children[0], 0)[1] == 0
+""",
+    "where a thread that goes home asks for the interpreter": """
+library, key = ctypes.CDLL(None), ctypes.c_uint()
+destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+library.pthread_key_create(ctypes.byref(key), destructor)
+main = threading.get_ident()
+def keep(_):
+    if threading.get_ident() != main:
+        library.pthread_setspecific(key, ctypes.c_void_p(1))
+region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(keep)
+ctypes.CDLL(sys.argv[1]).GOMP_parallel(region, None, 2, 0)
+signal.alarm(30)
+expected = train(threads=1)
+in_a_child(lambda: train() == expected)
+""",
+}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("program", FORKS.values(), ids=FORKS)
+@pytest.mark.parametrize("program", [*FORKS.values(), *FORKS_UNDER_GNUS.values()], ids=[*FORKS, *FORKS_UNDER_GNUS])
 def test_fork(program):
     """In a process of its own, because Python warns of a fork beside threads."""
     if ("_team_size(" in program or "GOMP" in program) and not _kernel.OPENMP:
         pytest.skip("built without OpenMP")
     if "GOMP" in program and RUNTIME is None:
         pytest.skip("no OpenMP runtime that was found")
+    if program in FORKS_UNDER_GNUS.values() and "libgomp" not in (RUNTIME or ""):
+        pytest.skip("another runtime than GNU's")
     subprocess.run(
         [sys.executable, "-P", "-W", "ignore", "-c", TRAIN + program, RUNTIME or ""], check=True, timeout=120
     )
