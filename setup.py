@@ -95,7 +95,7 @@ class BuildExt(build_ext):
         """Return the first flags with which a small OpenMP program compiles and links; none if none do."""
         if os.environ.get("RMSFAST_OPENMP") == "0":
             return [], []
-        program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        program = "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n"
         for compile_flags, link_flags in candidates:
             if self.builds(program, compile_flags, link_flags):
                 return compile_flags, link_flags
@@ -110,7 +110,7 @@ class BuildExt(build_ext):
             try:
                 objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=list(compile_flags))
                 if link_flags is not None:
-                    self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link_flags)
+                    self.compiler.link_shared_object(objects, str(Path(folder, "probe")), extra_postargs=link_flags)
             except (CompileError, LinkError):
                 return False
         return True

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rmsfast.threads import usable_cores
 def main() -> None:
     """Print `rmsfast.config()`, then the same about Python, the machine and the environment."""
     facts = rmsfast.config() | {
+        "openmp runtimes": ", ".join(_runtimes()) or "none found",
         "installed in": rmsfast.__path__[0],
         "python": f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}",
         "platform": platform.platform(),
@@ -22,6 +24,15 @@ def main() -> None:
     }
     for name, value in facts.items():
         print(f"{name}: {value}")
+
+
+def _runtimes() -> list[str]:
+    """Return the files of the OpenMP runtimes in this process, where Linux tells."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    return sorted(set(re.findall(r"/\S*/lib[gi]?omp\S*", maps)))
 
 
 def _cpu() -> str:

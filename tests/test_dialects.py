@@ -17,7 +17,7 @@ import rmsfast
 from rmsfast import dialects
 
 CLASSES = [rmsfast.RMSProp, rmsfast.reference.RMSProp]
-GOLDEN = json.loads(Path(__file__).with_name("data").joinpath("trajectories.json").read_text())
+GOLDEN = json.loads(Path(__file__).with_name("data").joinpath("trajectories.json").read_text(encoding="utf-8"))
 RATE = {"torch": "lr", "keras": "learning_rate", "optax": "learning_rate"}
 
 

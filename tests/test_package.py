@@ -15,6 +15,7 @@ import pytest
 import rmsfast
 import rmsfast.optimizer
 import rmsfast.rows
+from rmsfast import _kernel
 
 PUBLIC = [
     rmsfast.RMSProp,
@@ -44,6 +45,7 @@ def test_what_a_bug_report_wants():
     facts = dict(line.split(": ", 1) for line in output.splitlines())
     assert facts["version"] == rmsfast.__version__
     assert facts["numpy"] == np.__version__
+    assert ("lib" in facts["openmp runtimes"]) == (_kernel.OPENMP and sys.platform.startswith("linux"))
     assert facts["installed in"] == rmsfast.__path__[0]
     assert "'OMP_NUM_THREADS': '3'" in facts["environment"]
     assert list(facts)[-4:] == ["python", "platform", "cpu", "environment"]
@@ -80,7 +82,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_the_readme(capsys):
     """Its program runs and learns, and its set-up commands are those that users have been told."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     program = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     exec(program, {})
     label, error = capsys.readouterr().out.split(":")
@@ -92,7 +94,7 @@ def test_the_readme(capsys):
 
 def test_the_page_of_variants():
     """Its program runs, and its table has every dialect."""
-    text = (ROOT / "docs" / "variants.md").read_text()
+    text = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
     assert sorted(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)[:8]) == sorted(DIALECTS)
 

@@ -1145,7 +1145,7 @@ def test_pytorchs_number_of_threads_is_followed(monkeypatch):
 def test_the_programs_in_the_documentation():
     root = Path(__file__).resolve().parent.parent
     for page in "README.md", "docs/pytorch.md":
-        programs = re.findall(r"```python\n(.*?)```", (root / page).read_text(), re.DOTALL)
+        programs = re.findall(r"```python\n(.*?)```", (root / page).read_text(encoding="utf-8"), re.DOTALL)
         programs = [program for program in programs if "rmsfast.torch" in program]
         assert len(programs) == 1
         exec(programs[0], {})

@@ -9,7 +9,7 @@ if [ $# = 0 ]; then
 else
     work=$(realpath -m "$1")
 fi
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 LC_ALL=C.UTF-8
 export LDFLAGS=-Wl,-s # no debugging symbols: they are three quarters of the wheel
 most_bytes=1500000 most_bytes_installed=3000000
 emulator=""
