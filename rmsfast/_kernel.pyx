@@ -85,6 +85,7 @@ cdef extern from "csrc/system.h" nogil:
     int rmsfast_own_limit()
     bint rmsfast_prepare_fork()
     int rmsfast_last_team
+    bint rmsfast_fork_is_safe
 
 cdef extern from *:
     """
@@ -123,7 +124,8 @@ cdef tuple choose_isa(wanted):
         if not wanted or names[-1] == wanted:
             isa = candidate
     if isa == NULL:
-        raise ImportError(f"RMSFAST_ISA: {wanted!r}, expected one that this CPU and this build have: {', '.join(names)}")
+        raise ImportError(f"RMSFAST_ISA: {wanted!r}, expected one that this CPU and this build have: "
+                          f"{', '.join(names)}")
     return tuple(names)
 
 
@@ -302,7 +304,7 @@ cdef int team_size(size_t length, int most, bint ordinary) noexcept:
 
 
 cdef bint there_is_room(int threads, double now) noexcept:
-    """Whether the system has as many threads as a team of the calling thread would need. Then it has the teams now."""
+    """Whether the system has the threads that a team of the calling thread needs. Then the teams are that thread's."""
     global team_owner, last_team, alone_until, rmsfast_last_team
     if threads > rmsfast_last_team and not rmsfast_can_start(threads - max(rmsfast_last_team, 1)):
         alone_until = now + SECONDS_TO_START
@@ -367,31 +369,33 @@ def _team_size(length, wanted):
 
 cdef int forks = 0                  # that led to this process
 cdef unsigned long survivor = 0     # the thread that came here by the last one
-cdef bint fork_is_safe = True       # for teams in the forked process
 cdef bint teams_were_lost = False   # in a fork that was not safe: steps stay on the calling thread
 
 
 def _before_fork():
-    global fork_is_safe, rmsfast_last_team
-    cdef bint safe
+    global rmsfast_fork_is_safe, rmsfast_last_team
     with nogil:     # for which threads that go home may ask
-        safe = rmsfast_prepare_fork()
-    fork_is_safe = safe
+        rmsfast_fork_is_safe = rmsfast_prepare_fork()
     rmsfast_last_team = 0
+
+
+def _after_fork_in_parent():
+    global rmsfast_fork_is_safe
+    rmsfast_fork_is_safe = False    # until it is prepared again: an embedding program may forget to ask
 
 
 def _after_fork():
     global forks, survivor, teams_were_lost, team_owner, last_team
     forks += 1
     survivor = PyThread_get_thread_ident()
-    if not fork_is_safe:
+    if not rmsfast_fork_is_safe:
         teams_were_lost = True
     team_owner = 0
     last_team = 0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork, after_in_parent=_after_fork_in_parent)
 
 
 # ---- The line of elements, and the loops over it ----
@@ -470,7 +474,8 @@ cdef inline void erase(const Item *item, Py_ssize_t start, Py_ssize_t n) noexcep
     if item.gradient.direct:
         memset(item.gradient.g + start * item.itemsize, 0, n * item.itemsize)
     elif item.gradient.rows == NULL:
-        rmsfast_zero(item.gradient.g, start, n, item.itemsize, item.ndim, item.shape, item.strides, not in_c_order(item))
+        rmsfast_zero(item.gradient.g, start, n, item.itemsize, item.ndim, item.shape, item.strides,
+                     not in_c_order(item))
 
 
 cdef inline bint in_c_order(const Item *item) noexcept nogil:
@@ -544,7 +549,8 @@ cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_
     stop -= 0 if stop == item.gradient.active else stop % size
     block = work.blocks + item.gradient.first_block + start // size
     if item.gradient.direct:
-        stages.measure(block, item.gradient.g + start * item.itemsize, (stop - start) * item.reals, work.grad_scale, work.shrink)
+        g = item.gradient.g + start * item.itemsize
+        stages.measure(block, g, (stop - start) * item.reals, work.grad_scale, work.shrink)
         return
     while start < stop:
         filled = 0
@@ -717,7 +723,8 @@ cdef int check_updatable(str name, cnp.ndarray a) except -1:
     if not cnp.PyArray_ISWRITEABLE(a):
         raise ValueError(f"{name}: read-only, expected a writable array, because it is updated in place")
     if not cnp.PyArray_IS_C_CONTIGUOUS(a) and not cnp.PyArray_IS_F_CONTIGUOUS(a):
-        raise ValueError(f"{name}: strides {(<object>a).strides} with shape {shape_of(a)}, expected a C- or F-contiguous array")
+        raise ValueError(f"{name}: strides {(<object>a).strides} with shape {shape_of(a)}, expected a C- or F-contiguous "
+                         "array")
     if not cnp.PyArray_ISALIGNED(a):
         raise ValueError(f"{name}: misaligned memory, expected an address that is a multiple of {a.dtype.alignment}")
     return 0
@@ -1247,7 +1254,8 @@ cdef class Line:
             if cnp.PyArray_SIZE(g) > 0:
                 if folds(g):
                     raise ValueError(f"{label(self, 'grads', i)}: strides {(<object>g).strides} with shape "
-                                     f"{shape_of(g)}, expected elements that share no memory, because zero_grads sets them to zero")
+                                     f"{shape_of(g)}, expected elements that share no memory, because zero_grads sets "
+                                     "them to zero")
                 self.reaches[n] = reach_of(g)
                 self.reaches[n].owner = i
                 n += 1
@@ -1260,7 +1268,8 @@ cdef class Line:
                 first, second = sorted([self.reaches[i].owner, self.reaches[j].owner])
                 if shares_memory(<object>self.records[first].grad, <object>self.records[second].grad):
                     raise ValueError(f"{label(self, 'grads', second)}: shares memory with "
-                                     f"{label(self, 'grads', first)}, expected memory of its own, because zero_grads sets it to zero")
+                                     f"{label(self, 'grads', first)}, expected memory of its own, because zero_grads "
+                                     "sets it to zero")
         return ran
 
     cdef void let_go(self) noexcept:
@@ -1504,8 +1513,8 @@ cdef class Flag:
 
 
 class Snapshot(typing.NamedTuple):
-    """A plan as of one moment: what `Plan.state` returns, with copies; each group's settings; the numbers of steps taken
-    and skipped; and copies of the parameters, or none."""
+    """A plan as of one moment: what `Plan.state` returns, with copies; each group's settings; the numbers of steps
+    taken and skipped; and copies of the parameters, or none."""
     line: object
     entries: list
     settings: list
@@ -1589,8 +1598,8 @@ cdef class Plan:
         """Take one step, or raise and change nothing.
 
         Returns False, with nothing done, if an argument is not in the common form: grads a list or tuple with an
-        ndarray (of no subclass), `SummedRows` or None for each parameter, a dict of such by name, the ndarray of a single
-        parameter, or None where gradients are bound; grad_scale a finite float, not negative; zero_grads a bool.
+        ndarray (of no subclass), `SummedRows` or None for each parameter, a dict of such by name, the ndarray of a
+        single parameter, or None where gradients are bound; grad_scale a finite float, not negative; zero_grads a bool.
         """
         cdef int most = most_threads(self.wanted_threads)
         cdef Line line
@@ -1722,7 +1731,10 @@ cdef class Plan:
             line, entries = self.state()
             return Snapshot(
                 line,
-                [(key, steps, {name: a.copy(order="K") for name, a in arrays.items()}) for key, steps, arrays in entries],
+                [
+                    (key, steps, {name: a.copy(order="K") for name, a in arrays.items()})
+                    for key, steps, arrays in entries
+                ],
                 [group.settings() for group in line.groups],
                 self.steps,
                 self.skipped,
@@ -1808,7 +1820,8 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
     if not same_shape(&item, v):
         raise ValueError(f"v: shape {shape_of(v)}, expected {shape_of(w)}, as w")
     if cnp.PyArray_FLAGS(v) & item.layout != item.layout:
-        raise ValueError("v: memory order differs, expected that of w: both arrays in C order, or both in Fortran order")
+        raise ValueError("v: memory order differs, expected that of w: both arrays in C order, or both in Fortran "
+                         "order")
     item.state[SQUARE_AVG] = <char *>cnp.PyArray_DATA(v)
 
     cdef size_t nbytes = item.n * item.itemsize

@@ -621,6 +621,18 @@ ctypes.CDLL(sys.argv[1]).GOMP_parallel(nothing, None, 2, 0)
 expected = train(threads=1)
 in_a_child(lambda: train() == expected)
 """,
+    "by a program that tells Python afterwards only": """
+expected = train()
+for _ in range(2):
+    pid = ctypes.CDLL(None).fork()      # the GIL is free meanwhile, as nobody else is there to take it
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        signal.alarm(30)
+        os._exit(train() != expected)
+    assert os.waitpid(pid, 0)[1] == 0
+    in_a_child(lambda: train() == expected and _kernel._team_size(10**12, 2) == 2)
+    train()
+""",
     "from inside another library's team": """
 expected = train()
 def forks(_):

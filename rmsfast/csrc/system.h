@@ -55,11 +55,12 @@ static int rmsfast_can_start(int count) { return count >= 0; }
 static int rmsfast_own_limit(void) { return 0; }
 #endif
 
-/* How many threads the calling thread's last team had, which the runtime keeps for the next one. */
+/* Of the calling thread: how many threads its last team had, which the runtime keeps for the next one, and whether a
+   process that it forks now may have teams. */
 #ifdef _MSC_VER
-static __declspec(thread) int rmsfast_last_team;
+static __declspec(thread) int rmsfast_last_team, rmsfast_fork_is_safe;
 #else
-static _Thread_local int rmsfast_last_team;
+static _Thread_local int rmsfast_last_team, rmsfast_fork_is_safe;
 #endif
 
 /* Of all threads, a forked process has the one that forked. GNU's runtime believes there that the idle threads of that
