@@ -155,9 +155,7 @@ def read_members(file: IO[bytes]) -> dict[str, Array]:
 
 def read_array(member: IO[bytes], size: int) -> Array:
     """Return the array in one member, of so many bytes, which are all that it has."""
-    version = np.lib.format.read_magic(member)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(member, max_header_size=LONGEST_HEADER)
+    shape, fortran, dtype = read_header(member)
     given = size - member.tell()
     if dtype.kind not in "fcu" or dtype.itemsize * int(np.prod(shape, dtype=object)) != given:
         raise ValueError(f"an array of shape {shape} and dtype {dtype} in {given} bytes")
@@ -167,6 +165,23 @@ def read_array(member: IO[bytes], size: int) -> Array:
         part[:] = np.frombuffer(member.read(len(part)), np.uint8)
     member.read(1)  # which there is none of, but at the end zipfile compares its checksum
     return array
+
+
+def read_header(member: IO[bytes], attempts: int = 100) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return what the header of an array says, with which the member begins.
+
+    NumPy has Python parse it, and CPython 3.11.7 fails now and then where two threads parse at once: "AST constructor
+    recursion depth mismatch". Then it is tried again.
+    """
+    try:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(member, max_header_size=LONGEST_HEADER)
+    except SystemError:
+        if attempts == 1:
+            raise
+        member.seek(0)
+        return read_header(member, attempts - 1)
 
 
 def digest_of(members: dict[str, Array]) -> Array:

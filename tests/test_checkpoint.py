@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import stat
@@ -296,6 +297,31 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch,
     with pytest.raises(type(error)) as caught:
         opt.load(tmp_path / "run.npz")
     assert caught.value is error
+
+
+@pytest.mark.parametrize("failures", [1, 5, 10**9])
+def test_a_header_that_python_fails_to_parse_is_read_again(tmp_path, monkeypatch, failures):
+    """As CPython 3.11.7 does where two threads parse at once."""
+    opt, w = small_run()
+    opt.save(tmp_path / "run.npz")
+    expected = w.copy()
+    w[:] = 0
+    read, left = np.lib.format.read_array_header_1_0, itertools.repeat(None, failures)
+
+    def fail(member, **kwargs):
+        header = read(member, **kwargs)
+        if next(left, True) is None:
+            raise SystemError("AST constructor recursion depth mismatch")
+        return header
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", fail)
+    if failures > 1000:
+        with pytest.raises(SystemError):
+            opt.load(tmp_path / "run.npz")
+        assert not w.any()
+    else:
+        opt.load(tmp_path / "run.npz")
+        assert_same_bits(w, expected)
 
 
 def test_a_header_that_promises_too_much_makes_no_array(tmp_path):
