@@ -102,6 +102,7 @@ def test_all_settings_are_in_the_file(tmp_path):
     assert other.skipped_steps == 1
 
 
+@pytest.mark.thread_unsafe(reason="np.load has Python parse headers, which CPython 3.11.7 fails where two threads do")
 def test_the_file_is_one_of_numpys(tmp_path):
     opt, params = make()
     train(opt, params, range(2))
@@ -152,6 +153,7 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     assert refused > 0.8 * len(content)
 
 
+@pytest.mark.thread_unsafe(reason="np.load has Python parse headers, which CPython 3.11.7 fails where two threads do")
 def test_arrays_in_each_others_place_are_refused(tmp_path):
     """Each member is whole, and all are there: the digest alone tells."""
     opt, w = small_run()
@@ -181,10 +183,14 @@ def test_every_shortened_file_is_refused(tmp_path):
     assert_same_bits(w, before)
 
 
+def members_in(path):
+    with path.open("rb") as file:
+        return checkpoint.read_members(file)
+
+
 def rewrite(path, change):
     """Change the members of a file, and make its digest fit again."""
-    with np.load(path) as file:
-        members = {name: file[name] for name in file.files if name != "digest"}
+    members = members_in(path)
     header = json.loads(members["header"].tobytes())
     change(header, members)
     members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -475,8 +481,7 @@ def inflated(path):
 def compressed(path):
     """Which would take memory that no size in the file tells."""
     file = io.BytesIO()
-    with np.load(path) as saved:
-        np.savez_compressed(file, **saved)
+    np.savez_compressed(file, **members_in(path))
     return file.getvalue()
 
 
@@ -554,15 +559,11 @@ def promising(dtype, n):
 
 
 def deep(path):
-    with np.load(path) as saved:
-        members = {name: saved[name] for name in saved.files if name != "digest"}
-    return with_a_digest({**members, "header": np.frombuffer(b"[" * 100_000, np.uint8)})
+    return with_a_digest({**members_in(path), "header": np.frombuffer(b"[" * 100_000, np.uint8)})
 
 
 def surplus(path):
-    with np.load(path) as saved:
-        members = {name: saved[name] for name in saved.files if name != "digest"}
-    return with_a_digest({**members, "param_1": np.ones(3)})
+    return with_a_digest({**members_in(path), "param_1": np.ones(3)})
 
 
 def same_name(path):
