@@ -1,5 +1,7 @@
-"""The door: what a plan tells the kernel, whoever owns the memory. `_kernel.pyx` plans for NumPy's arrays, `_tensors.pyx`
-for tensors."""
+"""The door: what a plan tells the kernel, whoever owns the memory.
+
+`_kernel.pyx` plans for NumPy's arrays, `_tensors.pyx` for tensors.
+"""
 
 cimport numpy as cnp
 from cpython.object cimport PyObject
@@ -92,8 +94,10 @@ cdef struct Span:
 
 
 cdef inline void put(void *place, const void *new, size_t size) noexcept nogil:
-    """Write what all threads read, but only if it differs: a line of memory that one core writes has to be fetched again
-    by the others, at 50 to 200 ns each."""
+    """Write what all threads read, but only if it differs.
+
+    A line of memory that one core writes has to be fetched again by the others, at 50 to 200 ns each.
+    """
     if memcmp(place, new, size) != 0:
         memcpy(place, new, size)
 

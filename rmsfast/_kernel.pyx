@@ -723,8 +723,8 @@ cdef int check_updatable(str name, cnp.ndarray a) except -1:
     if not cnp.PyArray_ISWRITEABLE(a):
         raise ValueError(f"{name}: read-only, expected a writable array, because it is updated in place")
     if not cnp.PyArray_IS_C_CONTIGUOUS(a) and not cnp.PyArray_IS_F_CONTIGUOUS(a):
-        raise ValueError(f"{name}: strides {(<object>a).strides} with shape {shape_of(a)}, expected a C- or F-contiguous "
-                         "array")
+        raise ValueError(f"{name}: strides {(<object>a).strides} with shape {shape_of(a)}, expected a C- or "
+                         "F-contiguous array")
     if not cnp.PyArray_ISALIGNED(a):
         raise ValueError(f"{name}: misaligned memory, expected an address that is a multiple of {a.dtype.alignment}")
     return 0

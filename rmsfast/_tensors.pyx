@@ -1,8 +1,8 @@
 """The plan of steps on tensors: their groups, parameters and state belong to a `torch.optim.Optimizer`.
 
-Any Python code may change those between two steps. So each step looks at all of them: whether the dicts still hold what
-they held, and whether each tensor still is where and as it was. PyTorch shows a tensor's memory through DLPack's exchange
-API, from 2.10 on, in some 20 ns; before, through its methods.
+Any Python code may change those between two steps. So each step looks at all of them: whether the dicts still hold
+what they held, and whether each tensor still is where and as it was. PyTorch shows a tensor's memory through DLPack's
+exchange API, from 2.10 on, in some 20 ns; before, through its methods.
 """
 
 cimport cython
@@ -89,8 +89,8 @@ cdef object grad_getter = None      # the descriptor of `tensor.grad`
 
 
 def set_up(tensor, dict known_dtypes, increment):
-    """Meet a framework: its type of tensors, DLPack's code and bits of its dtypes, and a function that raises the version
-    counters of a sequence of tensors. Returns whether tensors show themselves through the exchange API."""
+    """Meet a framework: its type of tensors, DLPack's code and bits of its dtypes, and a function that raises the
+    version counters of a sequence of tensors. Returns whether tensors show themselves through the exchange API."""
     global tensor_type, dtypes, exchange, increment_version, grad_getter
     tensor_type = <PyObject *>tensor
     Py_INCREF(tensor)
@@ -185,8 +185,8 @@ cdef int dense_order(const rmsfast_tensor *shown, int *axes) noexcept:
 
 
 def memory_of(tensor):
-    """Return where the elements of a tensor begin and end, if the kernel can update them: float32, float64, complex64 or
-    complex128 on the CPU, one after another in some order of the axes. None otherwise."""
+    """Return where the elements of a tensor begin and end, if the kernel can update them: float32, float64, complex64
+    or complex128 on the CPU, one after another in some order of the axes. None otherwise."""
     cdef View view
     cdef int axes[MOST_AXES]
     cdef Py_ssize_t size
@@ -316,11 +316,12 @@ cdef class TensorPlan:
     state : dict
         Its `state`.
     natives : list
-        For each parameter of each group: a tuple of plain tensors, square_avg, grad_avg, momentum_buffer (None where there is
-        none), step and the parameter, all but step with one layout, in memory of their own; None where it has no state
-        yet; False where it is not for the kernel.
+        For each parameter of each group: a tuple of plain tensors, square_avg, grad_avg, momentum_buffer (None where
+        there is none), step and the parameter, all but step with one layout, in memory of their own; None where it has
+        no state yet; False where it is not for the kernel.
     read_settings : callable
-        Returns, from a group, a dict of the kernel's settings, and whether they may change without the group showing it.
+        Returns, from a group, a dict of the kernel's settings, and whether they may change without the group showing
+        it.
     """
     cdef Lock lock
     cdef list groups
@@ -434,11 +435,11 @@ cdef class TensorPlan:
         return 0
 
     def step(self, list groups not None, state, int threads, list grads=None):
-        """Take one step on the optimizer's groups and state, or return False with nothing done: something is not as it was
-        when the plan was made, or a gradient is unusual.
+        """Take one step on the optimizer's groups and state, or return False with nothing done: something is not as it
+        was when the plan was made, or a gradient is unusual.
 
-        `grads` has, for each parameter, a tensor with strided memory, a `SummedRows` or None. Without it, each parameter's
-        own `grad` is taken.
+        `grads` has, for each parameter, a tensor with strided memory, a `SummedRows` or None. Without it, each
+        parameter's own `grad` is taken.
         """
         cdef int most = most_threads(threads)
         cdef Work work
@@ -633,7 +634,7 @@ cdef bint is_lazy(grad) except -1:
 
 
 cdef bint aim_at_rows(const Item *item, SummedRows rows, Gradient *found) noexcept:
-    """As `aim_at_tensor`; the rows were checked when they were summed. False if that was not for a parameter like this."""
+    """As `aim_at_tensor`. The rows were checked when they were summed; False if not for a parameter like this."""
     if rows.limit != item.shape[0] or cnp.PyArray_SIZE(rows.rows) != cnp.PyArray_DIMS(rows.rows)[0] * item.row:
         return False
     found.rows = <const Py_ssize_t *>cnp.PyArray_DATA(rows.indices)
