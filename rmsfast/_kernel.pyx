@@ -379,12 +379,13 @@ def _before_fork():
     rmsfast_last_team = 0
 
 
-def _after_fork_in_parent():
+def _after_fork():
+    """In the process that forked, and in the other."""
     global rmsfast_fork_is_safe
     rmsfast_fork_is_safe = False    # until it is prepared again: an embedding program may forget to ask
 
 
-def _after_fork():
+def _after_fork_in_child():
     global forks, survivor, teams_were_lost, team_owner, last_team
     forks += 1
     survivor = PyThread_get_thread_ident()
@@ -392,10 +393,11 @@ def _after_fork():
         teams_were_lost = True
     team_owner = 0
     last_team = 0
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork, after_in_parent=_after_fork_in_parent)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child, after_in_parent=_after_fork)
 
 
 # ---- The line of elements, and the loops over it ----

@@ -623,14 +623,16 @@ in_a_child(lambda: train() == expected)
 """,
     "by a program that tells Python afterwards only": """
 expected = train()
-for _ in range(2):
+def fork_first():
     pid = ctypes.CDLL(None).fork()      # the GIL is free meanwhile, as nobody else is there to take it
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
         signal.alarm(30)
         os._exit(train() != expected)
-    assert os.waitpid(pid, 0)[1] == 0
-    in_a_child(lambda: train() == expected and _kernel._team_size(10**12, 2) == 2)
+    return os.waitpid(pid, 0)[1] == 0
+for _ in range(2):
+    assert fork_first()
+    in_a_child(lambda: train() == expected and _kernel._team_size(10**12, 2) == 2 and fork_first())
     train()
 """,
     "from inside another library's team": """
