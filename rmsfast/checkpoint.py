@@ -167,21 +167,23 @@ def read_array(member: IO[bytes], size: int) -> Array:
     return array
 
 
-def read_header(member: IO[bytes], attempts: int = 100) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return what the header of an array says, with which the member begins.
 
     NumPy has Python parse it, and CPython 3.11.7 fails now and then where two threads parse at once: "AST constructor
     recursion depth mismatch". Then it is tried again.
     """
-    try:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member, max_header_size=LONGEST_HEADER)
-    except SystemError:
-        if attempts == 1:
-            raise
-        member.seek(0)
-        return read_header(member, attempts - 1)
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    start, attempts = member.tell(), 100
+    while True:
+        try:
+            return read(member, max_header_size=LONGEST_HEADER)
+        except SystemError:
+            attempts -= 1
+            if attempts == 0:
+                raise
+            member.seek(start)
 
 
 def digest_of(members: dict[str, Array]) -> Array:
