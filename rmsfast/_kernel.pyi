@@ -1,7 +1,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsIndex, final
 
-from rmsfast.optimizer import Array, ParamGroup
+from rmsfast.settings import Array, ParamGroup
 
 OPENMP: bool
 STATE_NAMES: tuple[str, str, str]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmsfast import optimizer
-from rmsfast.optimizer import Array
+from rmsfast.settings import Array
 
 Settings = Mapping[str, Any]
 
