@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import SHORT_STRETCHES
+from helpers import SHORT_STRETCHES, fleeting
 
 from rmsfast import _kernel
 
@@ -18,3 +18,10 @@ def short_stretches():
     old = _kernel._tune(**SHORT_STRETCHES)
     yield
     _kernel._tune(**old)
+
+
+@pytest.fixture
+def pair(rng):
+    """Two parameters and their gradients."""
+    params = [fleeting(rng, (3, 4), np.float32), fleeting(rng, 5, np.float64)]
+    return params, [fleeting(rng, w.shape, w.dtype) for w in params]

@@ -1,6 +1,32 @@
-"""What several test files need: the formula as a user writes it, and equality of bits."""
+"""What several test files need: the formula as a user writes it, equality of bits, and an optimizer after one step."""
 
 import numpy as np
+import pytest
+
+import rmsfast
+
+CLASSES = [rmsfast.RMSProp, rmsfast.reference.RMSProp]
+
+# The settings of a group, and what they are by default: the contract.
+SETTINGS = {
+    "lr": 1e-3,
+    "beta": 0.9,
+    "eps": 1e-8,
+    "momentum": 0.0,
+    "nesterov": False,
+    "centered": False,
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+    "eps_inside_sqrt": False,
+    "lr_in_momentum": False,
+    "bias_correction": False,
+    "initial_square_avg": 0.0,
+    "maximize": False,
+    "clip_value": None,
+    "clip_norm": None,
+    "clip_global_norm": None,
+    "nonfinite": "propagate",
+}
 
 # Constants of the kernel with which threads share even a handful of elements, however long that takes them.
 SHORT_STRETCHES = {
@@ -70,3 +96,37 @@ def every_kind_of_number(rng, n, dtype):
     chosen = rng.random(n) < 0.25
     numbers[chosen] = rng.choice(np.array(special, dtype), np.count_nonzero(chosen))
     return numbers
+
+
+def after_one_step(w, g, **settings):
+    w, v = w.copy(), np.zeros_like(w)
+    textbook(w.reshape(-1), v.reshape(-1), g.reshape(-1), **settings)
+    return w
+
+
+shared_arrays = pytest.mark.thread_unsafe(reason="all threads of a test have the same fixtures, and would train them")
+
+
+def trained(names=None):
+    """An optimizer after one step on three arrays, and the arrays."""
+    params = [np.arange(50, dtype=np.float32).reshape(5, 10), np.ones(7, np.float64), np.ones((3, 4), np.float32)]
+    opt = rmsfast.RMSProp(params if names is None else dict(zip(names, params, strict=True)))
+    opt.step([np.full_like(w, 0.5) for w in params])
+    return opt, params
+
+
+GRADS = [np.ones((5, 10), np.float32), np.ones(7), np.ones((3, 4), np.float32)]
+
+
+def assert_unchanged(opt, params, before):
+    for w, e in zip(params, before[0], strict=True):
+        assert_same_bits(w, e)
+    assert_same_state(opt.state_dict(), before[1])
+
+
+def assert_same_state(actual, expected):
+    assert actual["param_groups"] == expected["param_groups"]
+    assert list(actual["state"]) == list(expected["state"])
+    for key, entry in expected["state"].items():
+        assert actual["state"][key]["step"] == entry["step"]
+        assert_same_bits(actual["state"][key]["square_avg"], entry["square_avg"])

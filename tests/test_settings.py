@@ -1,0 +1,300 @@
+"""Settings and schedules: what each may be, when it is read, and what a group is."""
+
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+from helpers import (
+    CLASSES,
+    GRADS,
+    SETTINGS,
+    after_one_step,
+    assert_same_bits,
+    assert_unchanged,
+    fleeting,
+    textbook,
+    trained,
+)
+
+import rmsfast
+import rmsfast.optimizer
+import rmsfast.settings
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_defaults_are_those_of_the_contract(cls):
+    signature = inspect.signature(cls).parameters
+    assert {name: signature[name].default for name in SETTINGS} == SETTINGS
+    assert {name: setting.default for name, setting in rmsfast.settings.SETTINGS.items()} == SETTINGS
+
+
+def test_groups_have_their_own_settings(rng):
+    params = [fleeting(rng, 10, np.float32) for _ in range(4)]
+    grads = [fleeting(rng, 10, np.float32) for _ in range(4)]
+    settings = [dict(lr=0.1), dict(beta=0.5, eps=0.0), dict(lr=0.2, beta=0.1, eps=1.0)]
+    common = dict(lr=0.01, beta=0.9, eps=1e-3)
+    expected = [
+        after_one_step(w, g, **{**common, **settings[i]}) for w, g, i in zip(params, grads, [0, 0, 1, 2], strict=True)
+    ]
+    opt = rmsfast.RMSProp([{"params": params[:2], **settings[0]}, {"params": params[2], **settings[1]}], **common)
+    opt.add_param_group({"params": params[3:], **settings[2]})
+    opt.step(grads)
+    for w, e in zip(params, expected, strict=True):
+        assert_same_bits(w, e)
+    assert [group["lr"] for group in opt.param_groups] == [0.1, 0.01, 0.2]
+    assert [len(group["params"]) for group in opt.param_groups] == [2, 1, 1]
+
+
+def test_settings_change_between_steps(rng):
+    w, v = fleeting(rng, 30, np.float32), np.zeros(30, np.float32)
+    actual = w.copy()
+    opt = rmsfast.RMSProp(actual)
+    for step in range(30):
+        lr, beta, eps = 0.1 / (step + 1), 1 - 1 / (step + 1), 10.0**-step
+        g = fleeting(rng, 30, np.float32)
+        if step % 3 == 0:
+            opt.param_groups[0].update(lr=lr, beta=beta, eps=eps)
+        elif step % 3 == 1:
+            opt.lr = lr
+            opt.param_groups[0]["beta"] = np.float64(beta)
+            opt.param_groups[0]["eps"] = eps
+        else:
+            lr, beta, eps = (opt.param_groups[0][name] for name in ("lr", "beta", "eps"))
+        opt.step(g)
+        textbook(w, v, g, float(lr), beta, eps)
+        assert_same_bits(actual, w)
+        assert_same_bits(opt.state[0]["square_avg"], v)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_schedule_is_called_once_per_step_with_the_count(cls):
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return 0.5**step
+
+    params = [np.zeros(3), np.zeros(3), np.zeros(3)]
+    opt = cls([{"params": params[:2]}, {"params": params[2], "lr": 1.0}, {"params": np.zeros(2)}], lr=schedule)
+    expected = np.zeros(3)
+    v = np.zeros(3)
+    for step in range(4):
+        opt.step(iter([np.ones(3), np.ones(3), np.ones(3), np.ones(2)]))  # an uncommon form asks no second time
+        textbook(expected, v, np.ones(3), lr=0.5**step)
+    assert asked == [0, 1, 2, 3]
+    assert_same_bits(params[0], expected)
+    assert opt.param_groups[0]["lr"] is schedule
+    assert opt.param_groups[1]["lr"] == 1.0
+
+
+def test_a_refused_step_asks_no_schedule_and_counts_nothing():
+    asked = []
+    opt = rmsfast.RMSProp(np.zeros(3), lr=lambda step: asked.append(step) or 0.1)
+    with pytest.raises(ValueError, match="shape"):
+        opt.step(np.zeros(4))
+    assert asked == []
+    assert opt.state[0]["step"] == 0
+
+
+def test_lr_is_the_same_number_for_all_groups():
+    """It is asked for once: another answer, or none, comes too late."""
+
+    class Moody(float):
+        answers = iter([0.5, 0.25])
+
+        def __float__(self):
+            return next(self.answers)
+
+    opt = rmsfast.RMSProp([{"params": np.ones(1)}, {"params": np.ones(1)}, {"params": np.ones(1)}])
+    opt.lr = Moody()
+    assert opt.lr == 0.5
+
+
+def test_lr_of_all_groups():
+    opt = rmsfast.RMSProp([{"params": np.zeros(2)}, {"params": np.zeros(2), "lr": 0.5}], lr=0.25)
+    with pytest.raises(ValueError, match=r"lr: the groups have \[0.25, 0.5\], expected one rate"):
+        _ = opt.lr
+    opt.lr = 2
+    assert opt.lr == 2.0
+    assert [group["lr"] for group in opt.param_groups] == [2.0, 2.0]
+
+
+def test_a_schedule_that_steps_is_refused():
+    w, g = np.zeros(3), np.ones(3)
+    opt = rmsfast.RMSProp(w, lr=lambda step: opt.step(g) or 0.1)
+    with pytest.raises(RuntimeError, match="from inside one of its own calls"):
+        opt.step(g)
+    assert_same_bits(w, np.zeros(3))
+
+
+def test_a_schedule_that_fails_is_asked_again():
+    answers = [KeyError("not yet"), "soon", 0.5, 0.25]
+
+    def schedule(step):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    w, expected = np.zeros(3), np.zeros(3)
+    opt = rmsfast.RMSProp(w, lr=schedule)
+    with pytest.raises(KeyError, match="not yet"):
+        opt.step(np.ones(3))
+    with pytest.raises(TypeError, match=r"lr\(0\): 'soon', expected a number ≥ 0"):
+        opt.step(np.ones(3))
+    assert_same_bits(w, expected)
+    v = np.zeros(3)
+    for lr in 0.5, 0.25:
+        opt.step(np.ones(3))
+        textbook(expected, v, np.ones(3), lr=lr)
+        assert_same_bits(w, expected)
+
+
+def test_a_schedule_that_changes_the_arrays_is_refused():
+    w = np.ones(1000)
+    opt = rmsfast.RMSProp([w], lr=lambda step: w.resize(10_000_000, refcheck=False) or 0.1)
+    with pytest.raises(ValueError, match=r"params\[0\]: resized or changed"):
+        opt.step([np.ones(1000)])
+    assert w[0] == 1.0
+
+
+NOT_ALLOWED = {
+    "lr": [-1e-9, -np.inf, np.nan, np.float32(-1), -(10**400), 10**400],
+    "beta": [-1e-9, 1.0000001, 2, np.nan, np.inf],
+    "eps": [-1e-9, np.nan, -5],
+}
+NOT_NUMBERS = ["0.1", None, True, np.True_, 1j, [0.1], np.array([0.1]), np.zeros((1, 1)), object(), b"1"]
+NOT_NUMBERS += [np.complex128(0.1), np.str_("0.1"), np.bytes_(b"1"), np.timedelta64(1, "s"), float]
+NOT_NUMBERS += [np.array(value) for value in ("0.1", "abc", True, None, 1j)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [(name, value, ValueError) for name, values in NOT_ALLOWED.items() for value in values]
+    + [(name, value, TypeError) for name in NOT_ALLOWED for value in NOT_NUMBERS],
+)
+def test_refused_settings(name, value, error):
+    w = np.ones(3)
+    for cls in CLASSES:
+        with pytest.raises(error, match=f"^{name}: .*expected a number"):
+            cls(w, **{name: value})
+        with pytest.raises(error, match=rf"^param_groups\[1\]\['{name}'\]: .*expected a number"):
+            cls([{"params": np.ones(2)}, {"params": w, name: value}])
+    for update in rmsfast.rmsprop_update, rmsfast.reference.rmsprop_update:
+        v = np.ones(3)
+        with pytest.raises(error, match=f"^{name}: .*expected a number"):
+            update(w, v, np.ones(3), **{name: value})
+        assert_same_bits(v, np.ones(3))
+
+    opt, params = trained()
+    before = [p.copy() for p in params], opt.state_dict()
+    with pytest.raises(error, match=f"^{name}: "):
+        opt.param_groups[0][name] = value
+    with pytest.raises(error, match=f"^{name}: "):
+        opt.param_groups[0].update({"lr": 0.5, "beta": 0.5, "eps": 0.5, name: value})
+    if name == "lr":
+        with pytest.raises(error, match="^lr: "):
+            opt.lr = value
+        opt.lr = lambda step: value
+        with pytest.raises(error, match=r"^lr\(1\): .*expected a number ≥ 0"):
+            opt.step(GRADS)
+        opt.lr = 1e-3
+    assert_unchanged(opt, params, before)
+
+
+def test_the_keys_of_a_group_are_fixed():
+    opt, _ = trained("abc")
+    group = opt.param_groups[0]
+    assert list(group) == ["params", "param_names", *SETTINGS]
+    assert group["param_names"] == ("a", "b", "c")
+    with pytest.raises(ValueError, match="'params': fixed"):
+        group["params"] = []
+    with pytest.raises(ValueError, match="momentun: no such setting"):
+        group["momentun"] = 0.9
+    with pytest.raises(TypeError, match="'lr': a parameter group keeps all its settings"):
+        del group["lr"]
+    with pytest.raises(TypeError, match="keeps all its settings"):
+        group.clear()
+    assert list(group) == ["params", "param_names", *SETTINGS]
+    with pytest.raises(TypeError):
+        opt.state["a"] = {}
+    with pytest.raises(TypeError):
+        opt.state["a"]["step"] = 5
+
+
+def test_an_unknown_keyword():
+    for cls in CLASSES:
+        with pytest.raises(TypeError, match="'momentun'"):
+            cls(np.ones(3), momentun=0.9)
+
+
+def test_two_groups_are_equal_if_they_are_one():
+    first, second = rmsfast.RMSProp([{"params": np.ones(2)}, {"params": np.ones(2)}]).param_groups
+    assert (first, second).index(second) == 1
+
+
+def test_a_schedule_counts_steps_not_gradients():
+    """Two parameters trained in turn: the rate falls at every step, also over a save and a load."""
+    asked = []
+    schedule = lambda step: asked.append(step) or 0.1  # noqa: E731
+    opt = rmsfast.RMSProp([np.ones(2), np.ones(2)], lr=schedule)
+    for step in range(6):
+        if step == 3:
+            saved = opt.state_dict()
+            opt = rmsfast.RMSProp([np.ones(2), np.ones(2)], lr=schedule)
+            opt.load_state_dict(saved)
+        opt.step([np.ones(2), None] if step % 2 else [None, np.ones(2)])
+    assert asked == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_method_as_the_schedule_of_two_groups():
+    class Schedule:
+        calls = 0
+
+        def rate(self, step):
+            self.calls += 1
+            return 0.1
+
+    schedule = Schedule()
+    opt = rmsfast.RMSProp([{"params": np.ones(2), "lr": schedule.rate}, {"params": np.ones(2), "lr": schedule.rate}])
+    opt.step([np.ones(2), np.ones(2)])
+    assert schedule.calls == 1
+
+
+def test_a_schedule_that_replaces_itself_rules_to_the_end_of_the_step():
+    w, v, expected = np.zeros(3), np.zeros(3), np.zeros(3)
+
+    def schedule(step):
+        opt.lr = 0.25
+        return 0.5
+
+    opt = rmsfast.RMSProp(w, lr=schedule)
+    for lr in 0.5, 0.25:
+        opt.step(np.ones(3))
+        textbook(expected, v, np.ones(3), lr=lr)
+        assert_same_bits(w, expected)
+
+
+def test_settings_are_read_when_they_changed(monkeypatch):
+    reads = []
+    read_settings = rmsfast.optimizer.read_settings
+    monkeypatch.setattr(rmsfast.optimizer, "read_settings", lambda *args: reads.append(1) or read_settings(*args))
+    opt, _ = trained()
+    for _ in range(3):
+        opt.step(GRADS)
+    assert len(reads) == 1
+    opt.param_groups[0]["eps"] = 0.5
+    for _ in range(3):
+        opt.step(GRADS)
+    assert len(reads) == 2
+
+
+def test_a_copy_of_a_group_is_a_dict():
+    group = rmsfast.RMSProp({"w": np.ones(3)}).param_groups[0]
+    for twin in copy.copy(group), copy.deepcopy(group), pickle.loads(pickle.dumps(group)), dict(group):
+        assert type(twin) is dict
+        assert list(twin.items())[1:] == [("param_names", ("w",)), *SETTINGS.items()]
+        twin["lr"] = "anything"
+    assert group["lr"] == 1e-3
