@@ -19,11 +19,45 @@ def as_array(label: str, value: Any) -> Array:
         if "numpy.ma" in sys.modules and isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{label}: a masked array, expected an array without a mask, such as its .filled(0)")
         return value
+    if is_tensor(value):
+        return as_array_of(label, value)
     wanted = "expected a NumPy array, or an object that hands its memory over by DLPack or the buffer protocol"
     try:
         return np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(memoryview(value))
     except Exception as error:
         raise TypeError(f"{label}: {type(value).__name__}, {wanted} ({error})") from error
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is one of PyTorch's tensors."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)  # without the module, there are none
+    return isinstance(tensor, type) and isinstance(value, tensor)
+
+
+def as_array_of(label: str, tensor: Any) -> Array:
+    """Return an array over the memory of one of PyTorch's tensors, or raise.
+
+    `numpy` makes PyTorch refuse every later resize of this memory, which DLPack does not. The array refers to a tensor
+    of ours, `detach`'s, so that the memory stays when the user's tensor is given another.
+    """
+    if tensor.requires_grad:
+        raise TypeError(
+            f"{label}: a tensor that requires grad, expected one that does not: pass tensor.detach(), or use "
+            "rmsfast.torch.RMSprop"
+        )
+    for name, bit in ("conj", "conjugate"), ("neg", "negative"):
+        if getattr(tensor, f"is_{name}")():
+            raise TypeError(
+                f"{label}: a tensor with the {bit} bit, expected its values in memory: tensor.resolve_{name}() has them"
+            )
+    try:
+        array = tensor.detach().numpy()
+    except Exception as error:
+        raise TypeError(
+            f"{label}: a tensor that NumPy cannot show, expected a dense one on the CPU, of a dtype that NumPy has "
+            f"({error})"
+        ) from error
+    return array  # type: ignore[no-any-return]
 
 
 def is_array(value: Any) -> bool:

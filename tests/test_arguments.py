@@ -2,6 +2,8 @@
 
 import array
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,6 +157,131 @@ def test_nothing_that_a_subclass_redefines_is_called(cls, tmp_path):
     assert_same_bits(w, v)
     clone = copy.deepcopy(opt)
     assert_same_bits(np.asarray(clone.param_groups[0]["params"][0]), v)
+
+
+# ---- Memory that belongs to another object ----
+
+
+def run(program):
+    """Run a program in a process of its own, where a crash is seen, and return what it printed."""
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, f"ended with {result.returncode}: {result.stderr}"
+    return result.stdout
+
+
+TENSOR_PROGRAM = """
+import numpy as np, torch, rmsfast
+n = 1_000_000
+
+def refused(error, text, call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+    except error as caught:
+        assert text in str(caught), caught
+    else:
+        raise AssertionError(f"expected {error}: {text}")
+
+"""
+
+
+@pytest.mark.parametrize("cls", ["rmsfast.RMSProp", "rmsfast.reference.RMSProp"])
+@pytest.mark.parametrize("form", ["{}", "[{}]", "dict(w={})"])
+def test_a_tensor_that_is_trained_keeps_its_memory(cls, form):
+    """PyTorch refuses to resize it; a tensor that is given other memory leaves the old one to the optimizer."""
+    pytest.importorskip("torch")
+    run(
+        TENSOR_PROGRAM
+        + f"""
+t = torch.ones(n, dtype=torch.float64)
+opt = {cls}({form.format("t")}, lr=0.5, beta=0.0, eps=0.0)
+refused(RuntimeError, "not resizable", t.resize_, 10 * n)
+t.resize_(n)  # PyTorch has changed the shape all the same
+refused(RuntimeError, "not resizable", t.untyped_storage().resize_, 0)
+opt.step({form.format("torch.ones(n, dtype=torch.float64)")})
+assert (t == 0.5).all()
+w = opt.param_groups[0]["params"][0]
+t.set_()
+opt.step({form.format("np.ones(n)")})
+assert (w == 0).all()
+
+t = torch.ones(n, dtype=torch.float64)
+opt = {cls}({form.format("t")}, lr=0.5, beta=0.0, eps=0.0)
+w = opt.param_groups[0]["params"][0]
+t.data = torch.zeros(3)
+opt.step({form.format("np.ones(n)")})
+assert (w == 0.5).all()
+"""
+    )
+
+
+def test_a_tensor_as_a_bound_gradient_keeps_its_memory():
+    pytest.importorskip("torch")
+    run(
+        TENSOR_PROGRAM
+        + """
+w, g = np.ones(n), torch.ones(n, dtype=torch.float64)
+opt = rmsfast.RMSProp(w, lr=0.5, beta=0.0, eps=0.0)
+opt.bind(g)
+refused(RuntimeError, "not resizable", g.untyped_storage().resize_, 0)
+opt.step()
+g.set_()
+opt.step()
+assert (w == 0).all()
+"""
+    )
+
+
+def test_tensors_in_one_update_keep_their_memory():
+    pytest.importorskip("torch")
+    run(
+        TENSOR_PROGRAM
+        + """
+w, v, g = (torch.ones(n, dtype=torch.float64) for _ in range(3))
+rmsfast.rmsprop_update(w, v, g, lr=0.5, beta=0.0, eps=0.0)
+assert (w == 0.5).all()
+"""
+    )
+
+
+def test_tensors_that_numpy_cannot_show_are_refused():
+    torch = pytest.importorskip("torch")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    w, real = np.ones(3), torch.ones(3, dtype=torch.float64)
+    with FakeTensorMode():
+        fake = torch.ones(3, dtype=torch.float64)
+    for value, text in [
+        (
+            real.clone().requires_grad_(),
+            "a tensor that requires grad, expected one that does not: pass tensor.detach(), or use rms",
+        ),
+        (
+            real.to(torch.complex128).conj(),
+            "a tensor with the conjugate bit, expected its values in memory: tensor.resolve_conj() has",
+        ),
+        (torch._neg_view(real), "a tensor with the negative bit, expected its values in memory: tensor.resolve_neg()"),
+        (real.to_sparse(), "a tensor that NumPy cannot show, expected a dense one on the CPU"),
+        (real.to("meta"), "a tensor that NumPy cannot show, expected a dense one on the CPU"),
+        (real.to(torch.bfloat16), "a tensor that NumPy cannot show, expected a dense one on the CPU"),
+        (fake, "a tensor that NumPy cannot show, expected a dense one on the CPU"),
+    ]:
+        for name, call in [
+            ("params", rmsfast.RMSProp),
+            ("grads", rmsfast.RMSProp(w).step),
+            ("grads", rmsfast.RMSProp(w).bind),
+            ("w", lambda value: rmsfast.rmsprop_update(value, np.ones(3), np.ones(3))),
+            ("g", lambda value: rmsfast.rmsprop_update(w, np.ones(3), value)),
+        ]:
+            with pytest.raises(TypeError) as caught:
+                call(value)
+            assert str(caught.value).startswith(f"{name}: {text}")
+    assert_same_bits(w, np.ones(3))
+    parameter = torch.nn.Parameter(real.clone())
+    with pytest.raises(TypeError, match=r"params\[0\]: .* or use rmsfast.torch.RMSprop$"):
+        rmsfast.RMSProp([parameter])
+    parameter.requires_grad_(False)
+    rmsfast.RMSProp([parameter], lr=0.5, beta=0.0, eps=0.0).step([real])
+    assert parameter.tolist() == [0.5] * 3
 
 
 # ---- Refusals: the message, and everything as it was ----
