@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,62 @@ def as_array_of(label: str, tensor: Any) -> Array:
             f"({error})"
         ) from error
     return array  # type: ignore[no-any-return]
+
+
+class Loan(NamedTuple):
+    """Memory of another object's, such as a tensor, a map or a ctypes array, and where it lay when it was given.
+
+    Some owners can move or free it all the same. So every call that will use it looks again first.
+    """
+
+    label: str
+    owner: Any
+    place: tuple[int, int]
+    bound: bool
+
+    def check(self) -> None:
+        """Raise if the memory has been moved or freed."""
+        if place_of(self.owner) != self.place:
+            raise ValueError(
+                f"{self.label}: the {type(self.owner).__name__} that owns its memory moved or freed it, expected it to "
+                f"stay: {'bind the gradients again' if self.bound else 'make a new optimizer'}"
+            )
+
+
+def as_loans(kind: str, keys: Sequence[Any], arrays: Sequence[Array | None], single: bool = False) -> list[Loan]:
+    """Return a loan for each array, of the `kind` "params" or "grads", whose memory another object owns."""
+    loans = []
+    for key, array in zip(keys, arrays, strict=True):
+        owner = None if array is None else owner_of(array)
+        place = None if owner is None else place_of(owner)
+        if place is not None:
+            loans.append(Loan(label_of(kind, key, single), owner, place, kind == "grads"))
+    return loans
+
+
+def owner_of(array: Array) -> Any:
+    """Return the object whose memory an array shows, or None if that is an array."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base.obj if isinstance(base, memoryview) else base
+
+
+def place_of(owner: Any) -> tuple[int, int] | None:
+    """Return where an object's memory lies and how many bytes it has, or None if it has none or does not say."""
+    try:
+        if is_tensor(owner):
+            storage = owner.untyped_storage()
+            return storage.data_ptr(), storage.nbytes()
+        memory = np.frombuffer(owner, np.uint8)
+    except Exception:  # of closed maps and released views among others
+        return None
+    return memory.__array_interface__["data"][0], memory.nbytes
+
+
+def label_of(kind: str, key: Any, single: bool) -> str:
+    """Return what messages call an array, as `grads[3]`, or `grads` where it is the `single` one."""
+    return kind if single else f"{kind}[{key!r}]"
 
 
 def is_array(value: Any) -> bool:
@@ -204,8 +260,7 @@ def as_line(grads: Any, line: _kernel.Line, erases: bool = False) -> list[Any]:
         grads = as_sequence("grads", grads, "a sequence of gradients")
         if len(grads) == len(line.groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
             grads = in_line_by_group(grads, line.groups)
-    label = "grads" if line.single else "grads[{!r}]"
     return [
-        as_gradient(label.format(key), g, w, erases)
+        as_gradient(label_of("grads", key, line.single), g, w, erases)
         for key, g, w in zip(line.keys, in_line(grads, line.keys, line.named), line.params, strict=True)
     ]

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rmsfast import _kernel
-from rmsfast.arguments import as_array, as_group, as_groups, as_line, is_array
+from rmsfast.arguments import Loan, as_array, as_group, as_groups, as_line, as_loans, is_array, label_of
 from rmsfast.settings import GRAD_SCALE, SWITCH, ParamGroup, as_settings, read_settings
 from rmsfast.settings import SETTINGS as SETTINGS  # this and the next also for rmsfast.torch
 from rmsfast.settings import check_together as check_together
@@ -141,6 +141,8 @@ class RMSProp:
             first = sum(len(g["params"]) for g in groups)
             groups.append(as_group(group, i, first, single, self._defaults, self._changed))
         self._plan.add_groups(groups, single)
+        line = self._plan.line
+        self._loans = as_loans("params", line.keys, line.params, line.single)
 
     def step(self, grads: Any = None, *, grad_scale: float = 1.0, zero_grads: bool = False) -> None:
         """Update every parameter by its gradient, in place.
@@ -175,6 +177,8 @@ class RMSProp:
         -----
         Everything is checked before the first element changes: a call that raises has changed nothing.
         """
+        if self._loans:
+            self._check_loans(bound=grads is None)
         if not self._plan.step(grads, grad_scale, zero_grads):
             self._step(grads, grad_scale, zero_grads)
 
@@ -208,15 +212,28 @@ class RMSProp:
         """
         if grads is None:
             self._plan.bind(None)
+            self._add_loans([])
             return
-        line = as_line(grads, self._plan.line)
-        for key, g in zip(self._plan.line.keys, line, strict=True):
+        line = self._plan.line
+        arrays = as_line(grads, line)
+        for key, g in zip(line.keys, arrays, strict=True):
             if isinstance(g, _kernel.SummedRows):
-                raise TypeError(
-                    f"grads[{key!r}]: rows, expected an array that is filled in place: give rows to each step"
-                )
-        if not self._plan.bind(line):
+                label = label_of("grads", key, line.single)
+                raise TypeError(f"{label}: rows, expected an array that is filled in place: give Rows to each step")
+        loans = as_loans("grads", line.keys, arrays, line.single)
+        if not self._plan.bind(arrays):
             raise RuntimeError("grads: the parameters changed during the call, expected them to stay")
+        self._add_loans(loans)
+
+    def _add_loans(self, loans: list[Loan]) -> None:
+        """Look at these as well from now on, and at no gradients that were bound before."""
+        self._loans[:] = [loan for loan in self._loans if not loan.bound] + loans
+
+    def _check_loans(self, bound: bool = False) -> None:
+        """Raise if memory of the parameters, or of gradients that are `bound`, was moved or freed by its owner."""
+        for loan in self._loans:
+            if bound or not loan.bound:
+                loan.check()
 
     def _step(self, grads: Any, grad_scale: Any, zero_grads: Any) -> None:
         """Take a step with arguments of any form that is allowed."""
@@ -246,6 +263,8 @@ class RMSProp:
         line = self._plan.line
         added = as_group(group, len(line.groups), len(line.keys), False, self._defaults, self._changed)
         self._plan.add_groups([added], single=False)
+        first, line = len(line.keys), self._plan.line
+        self._add_loans(as_loans("params", line.keys[first:], line.params[first:]))
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
@@ -332,6 +351,7 @@ class RMSProp:
         """
         from rmsfast import checkpoint  # here, because it would double the time that `import rmsfast` takes
 
+        self._check_loans()
         taken = self._plan.snapshot(with_params=True)
         checkpoint.write(path, as_state_dict(taken), taken.params, taken.skipped)
 
@@ -363,6 +383,7 @@ class RMSProp:
         line, steps, states, settings, steps_taken = as_restored(self._plan, state_dict)
         params = [as_like(f"params[{key!r}]", saved[key], w) for key, w in zip(line.keys, line.params, strict=True)]
         skipped = as_count("skipped_steps", skipped)
+        self._check_loans()
         self._plan.restore(line, steps, states, settings, steps_taken, params, skipped)
 
     def __copy__(self) -> "RMSProp":
@@ -371,6 +392,7 @@ class RMSProp:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_loans()
         taken = self._plan.snapshot(with_params=True)
         line = taken.line
         return {
@@ -401,7 +423,7 @@ class RMSProp:
 
 
 # What __setstate__ makes anew; all else in an instance is a subclass's.
-_OWN_ATTRIBUTES = ("_defaults", "_changed", "_plan")
+_OWN_ATTRIBUTES = ("_defaults", "_changed", "_plan", "_loans")
 
 
 def rmsprop_update(

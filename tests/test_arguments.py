@@ -185,31 +185,31 @@ def refused(error, text, call, *args, **kwargs):
 
 
 @pytest.mark.parametrize("cls", ["rmsfast.RMSProp", "rmsfast.reference.RMSProp"])
-@pytest.mark.parametrize("form", ["{}", "[{}]", "dict(w={})"])
-def test_a_tensor_that_is_trained_keeps_its_memory(cls, form):
+def test_a_tensor_that_is_trained_keeps_its_memory(cls):
     """PyTorch refuses to resize it; a tensor that is given other memory leaves the old one to the optimizer."""
     pytest.importorskip("torch")
     run(
         TENSOR_PROGRAM
         + f"""
-t = torch.ones(n, dtype=torch.float64)
-opt = {cls}({form.format("t")}, lr=0.5, beta=0.0, eps=0.0)
-refused(RuntimeError, "not resizable", t.resize_, 10 * n)
-t.resize_(n)  # PyTorch has changed the shape all the same
-refused(RuntimeError, "not resizable", t.untyped_storage().resize_, 0)
-opt.step({form.format("torch.ones(n, dtype=torch.float64)")})
-assert (t == 0.5).all()
-w = opt.param_groups[0]["params"][0]
-t.set_()
-opt.step({form.format("np.ones(n)")})
-assert (w == 0).all()
+for form in (lambda a: a), (lambda a: [a]), (lambda a: dict(w=a)):
+    t = torch.ones(n, dtype=torch.float64)
+    opt = {cls}(form(t), lr=0.5, beta=0.0, eps=0.0)
+    refused(RuntimeError, "not resizable", t.resize_, 10 * n)
+    t.resize_(n)  # PyTorch has changed the shape all the same
+    refused(RuntimeError, "not resizable", t.untyped_storage().resize_, 0)
+    opt.step(form(torch.ones(n, dtype=torch.float64)))
+    assert (t == 0.5).all()
+    w = opt.param_groups[0]["params"][0]
+    t.set_()
+    opt.step(form(np.ones(n)))
+    assert (w == 0).all()
 
-t = torch.ones(n, dtype=torch.float64)
-opt = {cls}({form.format("t")}, lr=0.5, beta=0.0, eps=0.0)
-w = opt.param_groups[0]["params"][0]
-t.data = torch.zeros(3)
-opt.step({form.format("np.ones(n)")})
-assert (w == 0.5).all()
+    t = torch.ones(n, dtype=torch.float64)
+    opt = {cls}(form(t), lr=0.5, beta=0.0, eps=0.0)
+    w = opt.param_groups[0]["params"][0]
+    t.data = torch.zeros(3)
+    opt.step(form(np.ones(n)))
+    assert (w == 0.5).all()
 """
     )
 
@@ -282,6 +282,126 @@ def test_tensors_that_numpy_cannot_show_are_refused():
     parameter.requires_grad_(False)
     rmsfast.RMSProp([parameter], lr=0.5, beta=0.0, eps=0.0).step([real])
     assert parameter.tolist() == [0.5] * 3
+
+
+MOVED = {
+    "a tensor that moves into shared memory": """
+torch = pytest.importorskip("torch")
+lender = torch.ones(n, dtype=torch.float64)
+lend = lambda: lender
+move = lambda: lender.share_memory_()
+""",
+    "an array of a tensor's": """
+torch = pytest.importorskip("torch")
+lender = torch.ones(n, dtype=torch.float64)
+lend = lambda: lender.numpy()[:n]
+move = lambda: lender.share_memory_()
+""",
+    "a resized ctypes array": """
+import ctypes
+lender = (ctypes.c_double * n)(*[1.0] * n)
+ctypes.resize(lender, 16 * n)
+lend = lambda: lender
+move = lambda: ctypes.resize(lender, 800 * n)
+""",
+    "an array over a map that is closed": """
+import mmap
+lender = mmap.mmap(-1, 8 * n)
+lend = lambda: np.ndarray((n,), np.float64, lender)
+move = lambda: lender.close()
+""",
+    "an array over shared memory that is closed": """
+from multiprocessing.shared_memory import SharedMemory
+lender = SharedMemory(create=True, size=8 * n)
+lender.unlink()
+lend = lambda: np.ndarray((n,), np.float64, lender.buf)
+move = lambda: lender.close()
+""",
+    "an array over a bytearray that is cleared": """
+lender = bytearray(8 * n)
+lend = lambda: np.ndarray((n,), np.float64, lender)
+move = lambda: lender.clear()
+""",
+}
+
+
+@pytest.mark.parametrize("program", MOVED.values(), ids=MOVED)
+def test_memory_that_was_moved_or_freed_is_refused(program, tmp_path):
+    """Parameters at each step, save, load and copy; bound gradients at each step that takes them."""
+    run(
+        "import copy, numpy as np, pytest, rmsfast\nn = 1_000_000\n"
+        + program
+        + f"""
+path = {str(tmp_path / "saved")!r}
+other, g = np.ones(3), np.ones(n)
+trained = rmsfast.RMSProp([other, lend()])
+bound = rmsfast.RMSProp(np.ones(n))
+bound.bind(lend())
+for _ in range(2):
+    trained.step([None, g])
+    bound.step()
+trained.save(path)
+move()
+before = other.copy()
+for call in [
+    lambda: trained.step([np.ones(3), g]),
+    lambda: trained.save(path),
+    lambda: trained.load(path),
+    lambda: copy.deepcopy(trained),
+]:
+    with pytest.raises(ValueError, match=r"^params.1.: the \\w+ that owns its memory moved or freed it, expected"):
+        call()
+with pytest.raises(ValueError, match=r"^grads: the \\w+ that owns its memory moved or freed it, expected .*: bind"):
+    bound.step()
+assert (other == before).all()
+assert trained.state[0]["step"] == 0
+bound.step(g)
+bound.bind(g)
+bound.step()
+bound.bind(None)
+"""
+    )
+
+
+PINNED = {
+    "bytearray": ("m = bytearray(8 * n)", "m", "m.clear()"),
+    "array": ("import array; m = array.array('d', [0.0]) * n", "m", "m.extend(m)"),
+    "map": ("import mmap; m = mmap.mmap(-1, 8 * n)", "memoryview(m).cast('d')", "m.close()"),
+    "shared memory": (
+        "from multiprocessing.shared_memory import SharedMemory; m = SharedMemory(create=True, size=8 * n); m.unlink()",
+        "m.buf.cast('d')",
+        "m.close()",
+    ),
+    "bytes of a view": ("m = bytearray(8 * n)", "memoryview(m).cast('d')", "m.extend(m)"),
+}
+
+
+@pytest.mark.parametrize(("make", "lend", "move"), PINNED.values(), ids=PINNED)
+def test_memory_of_the_buffer_protocol_stays_while_it_is_trained(make, lend, move):
+    """Its owner refuses to move it; a view that is released makes no difference."""
+    run(
+        f"""
+import numpy as np, rmsfast
+n = 1_000_000
+{make}
+view = {lend}
+if not hasattr(view, "cast"):
+    view = memoryview(view).cast("B").cast("d")
+opt, twin = rmsfast.RMSProp(view), rmsfast.RMSProp(np.zeros(n))
+twin.bind(view)
+view.release()
+try:
+    {move}
+except BufferError:
+    pass
+else:
+    raise AssertionError("it moved")
+opt.step(np.ones(n))
+twin.step()
+del opt, twin
+{move}
+"""
+    )
 
 
 # ---- Refusals: the message, and everything as it was ----
