@@ -97,7 +97,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str | int, 
     with Path(path).open("rb") as file:
         try:
             members = read_members(file)
-            header = json.loads(members["header"].tobytes())
+            header = read_json(members["header"])
             kind = header["format"], header["version"]
             content = unpack(header, members) if kind == (FORMAT, VERSION) else None
         except (MemoryError, SystemError):  # of Python, not of the file
@@ -109,6 +109,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str | int, 
     if content is None:
         raise ValueError(f"{path}: {kind[0]!s:.60} of version {kind[1]!s:.60}, expected {FORMAT} of version {VERSION}")
     return content
+
+
+def read_json(member: Array) -> Any:
+    """Return what the bytes of a member say in JSON."""
+    try:
+        return json.loads(member.tobytes())
+    except RecursionError as error:  # each version of Python says this in other words
+        raise ValueError("its header is nested too deeply") from error
 
 
 def unpack(header: dict[str, Any], members: dict[str, Array]) -> tuple[dict[str, Any], dict[str | int, Array], int]:

@@ -585,7 +585,7 @@ HOSTILE = {
     "a way out of the folder": (renamed("../executed"), "digest"),
     "a member twice": (twice, "two members 'param_0'"),
     "a pickled object": (pickled, "dtype object"),
-    "a header without end": (deep, "recursion"),
+    "a header without end": (deep, "(its header is nested too deeply)"),
     "a parameter too many": (surplus, "belong to no parameter"),
     "a name twice": (same_name, "a name 0 that is none, or given twice"),
     "a negative count": (changed(skipped_steps=-1), "skipped_steps: -1, expected a count"),
