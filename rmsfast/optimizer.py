@@ -34,7 +34,8 @@ class RMSProp:
         keywords below, but for `num_threads`.
     lr : float or callable, default 1e-3
         The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step) and returns
-        the rate. It is called once per step, while the optimizer is locked: it must not use the optimizer.
+        the rate. It is called once per step, while the optimizer is locked: it must not use the optimizer. As every
+        setting, a number in an array is read once: a later change of the array has no effect.
     beta : float, default 0.9
         The decay of the average, from 0 to 1. PyTorch calls it alpha, Keras rho.
     eps : float, default 1e-8

@@ -112,6 +112,41 @@ def test_lr_is_the_same_number_for_all_groups():
     assert opt.lr == 0.5
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("name", ["lr", "beta", "eps"])
+def test_an_array_as_a_setting_is_read_once(cls, name):
+    """As the number that it is then; what is written into the array later makes no difference."""
+    value, of_a_group = np.array(0.5), np.array(0.5)
+    w, twin = [np.ones(3), np.ones(3)], [np.ones(3), np.ones(3)]
+    opt = cls([{"params": w[0]}, {"params": w[1], name: of_a_group}], **{name: value})
+    other = cls(twin, **{name: 0.5})
+    for assign in [
+        lambda: None,
+        lambda: opt.param_groups[0].update({name: value}),
+        lambda: opt.param_groups[1].__setitem__(name, of_a_group),
+        lambda: setattr(opt, "lr", np.array(0.5)) if name == "lr" else None,
+    ]:
+        value[...] = of_a_group[...] = 0.5
+        assign()
+        value[...] = of_a_group[...] = 0.25
+        assert [type(group[name]) for group in opt.param_groups] == [float, float]
+        assert [group[name] for group in opt.param_groups] == [0.5, 0.5]
+        for each in opt, other:
+            each.step([np.ones(3), np.ones(3)])
+        for a, b in zip(w, twin, strict=True):
+            assert_same_bits(a, b)
+
+
+def test_a_schedule_may_read_an_array():
+    """That is how a rate is changed in place."""
+    rate, w = np.array(0.5), np.zeros(3)
+    opt = rmsfast.RMSProp(w, lr=lambda step: rate, beta=0.0, eps=0.0)
+    opt.step(np.ones(3))
+    rate[...] = 0.25
+    opt.step(np.ones(3))
+    assert w.tolist() == [-0.75] * 3
+
+
 def test_lr_of_all_groups():
     opt = rmsfast.RMSProp([{"params": np.zeros(2)}, {"params": np.zeros(2), "lr": 0.5}], lr=0.25)
     with pytest.raises(ValueError, match=r"lr: the groups have \[0.25, 0.5\], expected one rate"):
