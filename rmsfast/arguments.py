@@ -1,4 +1,4 @@
-"""The forms in which parameters and gradients come."""
+"""The forms in which parameters and gradients come: each is checked, and becomes arrays and groups."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,24 +8,45 @@ import numpy as np
 
 from rmsfast import _kernel
 from rmsfast.rows import Rows, is_sparse, whole_rows
-from rmsfast.settings import Array, ParamGroup, as_settings, check_together, count_of
+from rmsfast.settings import Array, ParamGroup, as_settings, check_together, count_of, did_you_mean
+
+FORMS = "an array, a sequence or mapping of arrays, or a sequence of groups"
+FLAT = 'give nested arrays in one flat mapping, by names such as {"layers.0.W": W, "layers.0.b": b}'
 
 
-def as_array(label: str, value: Any) -> Array:
-    """Return an ndarray as it is, or one over the memory that another object hands over; never a copy."""
+def as_array(label: str, value: Any, dtype: str = "float32") -> Array:
+    """Return an ndarray as it is, or one over the memory that another object shares; never a copy.
+
+    Where a list of numbers was given, the message proposes an array of this `dtype`.
+    """
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ndarray):
         if "numpy.ma" in sys.modules and isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{label}: a masked array, expected an array without a mask, such as its .filled(0)")
+            raise TypeError(f"{label}: a masked array, expected an array without a mask: .filled(0) returns one")
         return value
     if is_tensor(value):
         return as_array_of(label, value)
-    wanted = "expected a NumPy array, or an object that hands its memory over by DLPack or the buffer protocol"
+    came = f"{label}: {type(value).__name__}, expected a NumPy array"
+    if is_of_numbers(value):
+        raise TypeError(f"{came}: np.array(numbers, dtype=np.{dtype}) makes one")
+    if isinstance(value, (list, tuple, Mapping)):
+        raise TypeError(f"{came}: {FLAT}")
     try:
         return np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(memoryview(value))
     except Exception as error:
-        raise TypeError(f"{label}: {type(value).__name__}, {wanted} ({error})") from error
+        raise TypeError(
+            f"{came}, or an object that shares its memory by DLPack or the buffer protocol ({error})"
+        ) from error
+
+
+def is_of_numbers(value: Any) -> bool:
+    """Whether a value is a number, or a list of numbers, perhaps in lists."""
+    for _ in range(64):  # the most axes that an array can have
+        if type(value) not in (list, tuple) or not value:
+            break
+        value = value[0]
+    return isinstance(value, (bool, int, float, complex))
 
 
 def is_tensor(value: Any) -> bool:
@@ -37,8 +58,8 @@ def is_tensor(value: Any) -> bool:
 def as_array_of(label: str, tensor: Any) -> Array:
     """Return an array over the memory of one of PyTorch's tensors, or raise.
 
-    `numpy` makes PyTorch refuse every later resize of this memory, which DLPack does not. The array refers to a tensor
-    of ours, `detach`'s, so that the memory stays when the user's tensor is given another.
+    After `numpy`, PyTorch refuses to resize this memory; after DLPack it does not. The array refers to a tensor of its
+    own, made by `detach`, so the memory stays when the user's tensor gets another.
     """
     if tensor.requires_grad:
         raise TypeError(
@@ -61,9 +82,9 @@ def as_array_of(label: str, tensor: Any) -> Array:
 
 
 class Loan(NamedTuple):
-    """Memory of another object's, such as a tensor, a map or a ctypes array, and where it lay when it was given.
+    """Memory that another object owns, such as a tensor, a map or a ctypes array, and where it was when it was given.
 
-    Some owners can move or free it all the same. So every call that will use it looks again first.
+    Some owners can move or free such memory at any time. So each call that will use it checks first.
     """
 
     label: str
@@ -100,13 +121,13 @@ def owner_of(array: Array) -> Any:
 
 
 def place_of(owner: Any) -> tuple[int, int] | None:
-    """Return where an object's memory lies and how many bytes it has, or None if it has none or does not say."""
+    """Return where an object's memory is and how many bytes it has, or None if it has none or cannot say."""
     try:
         if is_tensor(owner):
             storage = owner.untyped_storage()
             return storage.data_ptr(), storage.nbytes()
         memory = np.frombuffer(owner, np.uint8)
-    except Exception:  # of closed maps and released views among others
+    except Exception:  # as from a map that was closed
         return None
     return memory.__array_interface__["data"][0], memory.nbytes
 
@@ -133,9 +154,9 @@ def is_gradient(value: Any) -> bool:
 
 
 def as_gradient(label: str, value: Any, w: Array, erases: bool) -> Array | _kernel.SummedRows | None:
-    """Return one gradient as the plan wants it: an ndarray of no subclass, the rows of the parameter w, or None.
+    """Return one gradient in the plan's form: an ndarray of no subclass, the rows of the parameter w, or None.
 
-    Where the step `erases` gradients, no copy of what was given will do.
+    A step that `erases` gradients cannot take a copy.
     """
     if value is None:
         return None
@@ -144,8 +165,9 @@ def as_gradient(label: str, value: Any, w: Array, erases: bool) -> Array | _kern
             raise TypeError(f"{label}: a sparse matrix, expected an array or Rows, because zero_grads sets it to zero")
         value = whole_rows(label, value, w.shape)
     if isinstance(value, Rows):
-        return _kernel.SummedRows(label, w, value.indices, np.asarray(as_array(f"{label}.values", value.values)))
-    return np.asarray(as_array(label, value))
+        values = as_array(f"{label}.values", value.values, str(w.dtype))
+        return _kernel.SummedRows(label, w, value.indices, np.asarray(values))
+    return np.asarray(as_array(label, value, str(w.dtype)))
 
 
 def as_sequence(label: str, value: Any, expected: str) -> list[Any]:
@@ -156,23 +178,23 @@ def as_sequence(label: str, value: Any, expected: str) -> list[Any]:
 
 
 def as_params(params: Any, first: int = 0, alone: bool = False) -> tuple[list[str] | None, list[Array]]:
-    """Return the names, if there are any, and the arrays of one group, of which messages call the first by its index.
+    """Return the names, if there are any, and the arrays of one group.
 
-    An array `alone` is all that the optimizer has, and has no index.
+    Messages name the arrays by index, from `first` on. An array `alone` is all that the optimizer has: it has no index.
     """
     if isinstance(params, Mapping):
         names = [as_name(name) for name in params]
         return names, [as_array(f"params[{name!r}]", value) for name, value in zip(names, params.values(), strict=True)]
     if is_array(params):
         return None, [as_array("params" if alone else f"params[{first}]", params)]
-    arrays = as_sequence("params", params, "an array, a sequence or mapping of arrays, or a sequence of groups")
+    arrays = as_sequence("params", params, FORMS)
     return None, [as_array(f"params[{i}]", value) for i, value in enumerate(arrays, first)]
 
 
 def as_name(name: Any) -> str:
     """Return a parameter's name as a str of no subclass, or raise."""
     if not isinstance(name, str):
-        raise TypeError(f"params: a name {name!r:.60}, expected a str")
+        raise TypeError(f"params: {name!r:.60} as a name, expected a str")
     return str.__str__(name)
 
 
@@ -182,7 +204,7 @@ def as_groups(params: Any) -> list[Mapping[str, Any]]:
         return [{"params": params}]
     members: Any = params
     if not isinstance(params, Mapping):
-        members = as_sequence("params", params, "an array, a sequence or mapping of arrays, or a sequence of groups")
+        members = as_sequence("params", params, FORMS)
     if len(members) == 0:
         raise ValueError("params: empty, expected at least one array")
     if isinstance(params, Mapping) or not any(isinstance(member, Mapping) for member in members):
@@ -191,31 +213,36 @@ def as_groups(params: Any) -> list[Mapping[str, Any]]:
 
 
 def in_line(grads: Any, keys: Sequence[Any], named: bool, label: str = "grads") -> list[Any]:
-    """Return the gradients of the parameters called `keys`, in their order, from one of the forms of `params`."""
+    """Return the gradients of the parameters `keys`, in this order. They come in one of the forms of `params`."""
     count = count_of(len(keys), "gradient")
     if isinstance(grads, Mapping):
         if not named:
-            raise TypeError(f"{label}: a mapping, expected a sequence of {count}, because the parameters have no names")
+            raise TypeError(
+                f"{label}: a mapping, expected a sequence of {count}, because the parameters have no names: give "
+                "`params` as a mapping to name them"
+            )
         known = set(keys)
         for name in grads:
             if name not in known:
                 names = ", ".join(map(repr, keys[:10])) + ", …" * (len(keys) > 10)
-                raise ValueError(f"{label}[{name!r}]: no parameter has this name, expected some of {names}")
+                raise ValueError(
+                    f"{label}[{name!r}]: no parameter has this name, expected one of {names}{did_you_mean(name, keys)}"
+                )
         return [grads.get(key) for key in keys]
     if len(keys) == 1 and is_gradient(grads):
         return [grads]
     if is_gradient(grads):
-        raise TypeError(f"{label}: one array, expected a sequence of {count}")
+        raise TypeError(f"{label}: one array, expected a sequence of {count}, one for each parameter")
     line = as_sequence(label, grads, f"a {'mapping' if named else 'sequence'} of {count}")
     if len(line) != len(keys):
         raise ValueError(
-            f"{label}: {count_of(len(line), 'gradient')}, expected {len(keys)}: one, or None, for each parameter"
+            f"{label}: {count_of(len(line), 'gradient')}, expected {len(keys)}: an array or None for each parameter"
         )
     return line
 
 
 def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return gradients that were given group by group as one for each parameter."""
+    """Return one gradient for each parameter, from gradients that were given for each group."""
     line: list[Any] = []
     for i, (entry, group) in enumerate(zip(grads, groups, strict=True)):
         names, size = group.get("param_names"), len(group["params"])
@@ -232,29 +259,34 @@ def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) 
 def as_group(
     group: Any, index: int, first: int, alone: bool, defaults: Mapping[str, Any], changed: _kernel.Flag
 ) -> ParamGroup:
-    """Return a group that a user gave as one of ours, with settings from `defaults` where it has none.
+    """Return a user's group as a ParamGroup, with settings from `defaults` where it has none.
 
-    `index` is its own, `first` that of its first parameter; an array `alone` is all that there is.
+    Messages call it by its `index`. See `as_params` for `first` and `alone`.
     """
     label = f"param_groups[{index}]"
-    given = dict(group) if isinstance(group, Mapping) else {}  # looked at once: it may answer otherwise next time
+    given = dict(group) if isinstance(group, Mapping) else {}  # read once: the next answer may be another
     if "params" not in given:
-        raise TypeError(f"{label}: {group!r:.60}, expected a mapping with 'params' and settings")
+        raise TypeError(f"{label}: {group!r:.60}, expected a mapping with 'params' and settings. Or {FLAT}")
     own = {name: value for name, value in given.items() if name not in ("params", "param_names")}
     settings = {**defaults, **as_settings(own, f"{label}[{{!r:.60}}]")}
     check_together(settings, "" if settings == defaults else f"{label}: ")
     names, arrays = as_params(given["params"], first, alone)
     if names is None and given.get("param_names") is not None:
-        names = [as_name(name) for name in as_sequence(f"{label}['param_names']", given["param_names"], "names")]
+        names = [
+            as_name(name)
+            for name in as_sequence(f"{label}['param_names']", given["param_names"], "a sequence of names")
+        ]
         if len(names) != len(arrays):
-            raise ValueError(f"{label}['param_names']: {count_of(len(names), 'name')}, expected {len(arrays)}")
+            raise ValueError(
+                f"{label}['param_names']: {count_of(len(names), 'name')}, expected {len(arrays)}, one for each array"
+            )
     return ParamGroup(arrays, names, settings, changed)
 
 
 def as_line(grads: Any, line: _kernel.Line, erases: bool = False) -> list[Any]:
-    """Return the gradients, in any form that is allowed, as the plan wants them.
+    """Return one gradient or None for each parameter of a line, from gradients in any form that is allowed.
 
-    That is one for each parameter of the line, or None. See `as_gradient` for `erases`.
+    See `as_gradient` for `erases`.
     """
     if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_gradient(grads):
         grads = as_sequence("grads", grads, "a sequence of gradients")

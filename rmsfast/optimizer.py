@@ -1,4 +1,8 @@
-"""RMSProp: the object that a user holds, and `rmsprop_update`, one step on one array."""
+"""`RMSProp`, the object that a user holds, and `rmsprop_update`, one step on one array.
+
+A step goes from `RMSProp.step` straight to the plan in the kernel, which checks the gradients and runs. The rest
+of this file runs when an optimizer is made, changed, saved or restored.
+"""
 
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -29,9 +33,10 @@ class RMSProp:
     params : array, sequence or mapping of arrays, or sequence of groups
         The arrays to train: float32, float64, complex64 or complex128, C- or F-contiguous, aligned, writable, of any
         shape, none sharing memory with another. A complex array is trained as its real and imaginary parts, side by
-        side. Objects that hand over their memory by the buffer protocol or, from NumPy 2.2 on, by DLPack will do. A
-        mapping gives names. A group is a mapping with ``"params"`` and with settings of its own for some of the
-        keywords below, but for `num_threads`.
+        side. An object that shares its memory by the buffer protocol, PyTorch's tensors, or, from NumPy 2.2 on, DLPack
+        is taken as an array; its memory cannot be resized from then on, and a step refuses it if it was moved. A
+        mapping gives names. A group is a mapping with ``"params"`` and with its own settings for some of the keywords
+        below, except `num_threads`.
     lr : float or callable, default 1e-3
         The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step) and returns
         the rate. It is called once per step, while the optimizer is locked: it must not use the optimizer. As every
@@ -41,53 +46,55 @@ class RMSProp:
     eps : float, default 1e-8
         Added to the root, ≥ 0.
     momentum : float, default 0
-        μ ≥ 0. Where it is not 0, w moves by a buffer b, which starts at 0: b ← μ·b + g/(√v + eps), w ← w − lr·b.
+        μ ≥ 0. If it is not 0, w moves by a buffer b, which starts at 0: b ← μ·b + g/(√v + eps), w ← w − lr·b.
     nesterov : bool, default False
         Look ahead: w moves by g/(√v + eps) + μ·b, with the new b.
     centered : bool, default False
-        Divide by the standard deviation: keep the average m ← beta·m + (1 − beta)·g as well, and use v − m² in the
-        place of v, or 0 where rounding makes that negative.
+        Divide by the standard deviation: keep the average m ← beta·m + (1 − beta)·g as well, and use v − m² instead
+        of v, or 0 where rounding makes that negative.
     weight_decay : float, default 0
         λ ≥ 0: λ·w is added to the gradient, after clipping.
     decoupled_weight_decay : bool, default False
-        Subtract lr·λ·w from w before the step instead, and leave the gradient alone.
+        Subtract lr·λ·w from w before the step instead. The gradient stays as it is.
     eps_inside_sqrt : bool, default False
         Divide by √(v + eps). With an eps of 1e-3 to 1, as in reinforcement learning, training differs visibly.
     lr_in_momentum : bool, default False
-        b ← μ·b + lr·g/(√v + eps), w ← w − b: a change of the rate then acts on future gradients only.
+        b ← μ·b + lr·g/(√v + eps), w ← w − b: a change of the rate then affects future gradients only.
     bias_correction : bool, default False
-        Use v/(1 − betaᵗ) in the place of v, and m likewise, where t counts the parameter's steps, this one included.
-        Needs a beta < 1.
+        Use v/(1 − betaᵗ) instead of v, and m/(1 − betaᵗ) instead of m, where t counts the parameter's steps, this one
+        included. beta must be < 1.
     initial_square_avg : float, default 0
-        What v starts at, ≥ 0; fixed once the group is made. From 1, as in TensorFlow 1, the first steps are small.
+        Where v starts, ≥ 0. It cannot change once the group is made. From 1, as in TensorFlow 1, the first steps are
+        small.
     maximize : bool, default False
-        Ascend: turn the gradient round, after clipping and before weight decay.
+        Ascend: change the sign of the gradient, after clipping and before weight decay.
     clip_value, clip_norm, clip_global_norm : float, optional
         Limit each element of the gradient to this size; or the norm of each parameter's gradient; or the norm of all of
-        this optimizer's gradients together. > 0, and one of the three at most; an infinite one is read as None. Norms
-        are of gradients after `grad_scale`.
+        this optimizer's gradients together. > 0, and one of the three at most. Infinity means None. Norms are those
+        of the gradients after `grad_scale`.
     nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         What to do when a gradient has infinite or NaN elements: compute with them; raise FloatingPointError; or skip
-        the step for all parameters, and count it in `skipped_steps`. Either way, nothing else has changed then.
+        the step for all parameters, and count it in `skipped_steps`. A step that is skipped or raises changes nothing
+        else.
     num_threads : int, optional
-        The most threads that a step may use, of which it uses no more than there are cores for this process (see
-        `set_num_threads` for when they are counted). Without it, `get_num_threads` says.
+        The most threads that a step may use. It uses no more than this process has cores (`set_num_threads` says when
+        they are counted). The default is what `get_num_threads` returns.
 
     Raises
     ------
     TypeError
         If an argument or an array has a wrong type or dtype.
     ValueError
-        If a shape, a memory layout or a setting is not allowed, settings have no meaning together, or parameters share
+        If a shape, a memory layout or a setting is not allowed, settings contradict each other, or parameters share
         memory.
 
     Notes
     -----
     The order of operations, with everything switched on, is that of `rmsfast.reference.step`.
 
-    Threads that call one optimizer at the same time are served one after another. Pickling and `copy.deepcopy` take the
-    parameters along, as NumPy arrays, with the values that they and the state had at one moment; together with a model
-    that has the same arrays, it shares the copies.
+    When several threads call one optimizer, one waits for the other. Pickling and `copy.deepcopy` include the
+    parameters, as NumPy arrays, and all values are of one moment. If a model with the same arrays is copied in the same
+    call, the two copies share their arrays.
 
     References
     ----------
@@ -107,7 +114,7 @@ class RMSProp:
     True
     """
 
-    _rule: Callable[..., Any] | None = None  # a Python function in the kernel's place: see reference.py
+    _rule: Callable[..., Any] | None = None  # a Python function instead of the kernel: see reference.py
 
     def __init__(
         self,
@@ -151,18 +158,18 @@ class RMSProp:
         Parameters
         ----------
         grads : array, sequence or mapping of arrays
-            The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout;
-            or none, for those that `bind` remembers. None in the place of a gradient leaves its parameter alone, and a
-            mapping may omit names. With groups: one entry for each parameter, or for each group. No gradient may share
-            memory with a parameter or its state.
-            `Rows` in the place of an array are the gradient of some rows alone, and so are SciPy's sparse matrices of
-            which each row is whole or empty.
+            The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout.
+            Without this argument, the step uses those that `bind` remembers. A parameter whose gradient is None stays
+            as it is, and a mapping may omit names. With groups: one entry for each parameter, or for each group. No
+            gradient may share memory with a parameter or its state.
+            `Rows` instead of an array are the gradient of some rows alone. So is a SciPy sparse matrix in which each
+            row is whole or empty.
         grad_scale : float, default 1
-            What to multiply each gradient by, before all else: finite, ≥ 0. One over a loss scale, or over the number
-            of gradients that were added up.
+            Each gradient is first multiplied by this: finite, ≥ 0. Give 1 / loss scale, or 1 / the number of gradients
+            that were added up.
         zero_grads : bool, default False
             Set the gradients to zero in the same pass, also when the step is skipped. They must be writable and share
-            no memory with each other. SciPy's sparse matrices are refused: what is read are copies of theirs.
+            no memory with each other. SciPy's sparse matrices are refused, because the step reads copies of them.
 
         Raises
         ------
@@ -176,7 +183,7 @@ class RMSProp:
 
         Notes
         -----
-        Everything is checked before the first element changes: a call that raises has changed nothing.
+        The step checks everything before it changes the first element. A call that raises has changed nothing.
         """
         if self._loans:
             self._check_loans(bound=grads is None)
@@ -189,8 +196,8 @@ class RMSProp:
         Parameters
         ----------
         grads : array, sequence or mapping of arrays
-            As for `step`, but for `Rows`; or None, to forget them. The arrays must stay where they are. Parameters that
-            are added later need a new call.
+            As for `step`, except `Rows`; or None, to forget them. The arrays must stay where they are. Call `bind`
+            again after `add_param_group`.
 
         Raises
         ------
@@ -223,7 +230,7 @@ class RMSProp:
                 raise TypeError(f"{label}: rows, expected an array that is filled in place: give Rows to each step")
         loans = as_loans("grads", line.keys, arrays, line.single)
         if not self._plan.bind(arrays):
-            raise RuntimeError("grads: the parameters changed during the call, expected them to stay")
+            raise RuntimeError("grads: parameters were added during bind, expected the same ones: call bind again")
         self._add_loans(loans)
 
     def _add_loans(self, loans: list[Loan]) -> None:
@@ -242,10 +249,10 @@ class RMSProp:
         erases = SWITCH.read(zero_grads, "zero_grads")
         if grads is None:
             if not self._plan.step(None, scale, erases):
-                raise TypeError("grads: None, expected gradients, or arrays that were bound before")
+                raise TypeError("grads: None, expected gradients: opt.step(grads), or opt.bind(grads) once before")
             return
         if not self._plan.step(as_line(grads, self._plan.line, erases), scale, erases):
-            raise RuntimeError("grads: changed during the step, as did the parameters, expected them to stay")
+            raise RuntimeError("grads: parameters were added during the step, expected the same ones: call step again")
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Train more parameters from the next step on.
@@ -254,7 +261,7 @@ class RMSProp:
         ----------
         group : mapping
             ``"params"``, as in the constructor, and settings where they differ from the constructor's. Its parameters
-            have names if, and only if, those of the other groups have.
+            need names if those of the other groups have names. Otherwise they must have none.
 
         Raises
         ------
@@ -269,15 +276,15 @@ class RMSProp:
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
-        """The parameter groups; ``opt.param_groups[0]["lr"] = 0.01`` changes a setting between two steps."""
+        """The parameter groups: ``opt.param_groups[0]["lr"] = 0.01`` changes a setting between two steps."""
         return tuple(self._plan.line.groups)
 
     @property
     def lr(self) -> float | Callable[[int], float]:
-        """The learning rate of all groups (ValueError if they differ); setting it sets that of every group."""
+        """The learning rate of all groups (ValueError if they differ). Setting it sets the rate of each group."""
         rates = [group["lr"] for group in self._plan.line.groups]
         if any(rate != rates[0] for rate in rates):
-            raise ValueError(f"lr: the groups have {rates}, expected one rate; see param_groups")
+            raise ValueError(f"lr: the groups have {rates}, expected one rate: read opt.param_groups[i]['lr']")
         return rates[0]  # type: ignore[no-any-return]
 
     @lr.setter
@@ -291,10 +298,10 @@ class RMSProp:
 
     @property
     def state(self) -> Mapping[Any, Mapping[str, Any]]:
-        """By name or index of each parameter: ``step``, its count, and the live arrays.
+        """For each parameter, by name or index: its ``step`` count, and the arrays that the steps update.
 
-        ``square_avg`` is v; ``grad_avg``, m, is there once the parameter's group was centered, and ``momentum_buffer``,
-        b, once it had a momentum. The mapping is for reading; `load_state_dict` replaces what it shows.
+        ``square_avg`` is v. ``grad_avg`` is m, and exists once the parameter's group was centered. ``momentum_buffer``
+        is b, and exists once the group had a momentum. The mapping cannot be changed; use `load_state_dict`.
         """
         _, entries = self._plan.state()
         return MappingProxyType({key: MappingProxyType({"step": step, **arrays}) for key, step, arrays in entries})
@@ -307,19 +314,19 @@ class RMSProp:
         dict
             ``state``: for each parameter, by name or index, a dict of ``step``, an int, and the arrays ``square_avg``
             and, where there are any, ``grad_avg`` and ``momentum_buffer``. ``param_groups``: for each group, a dict of
-            its settings and of ``params``, the names or indices of its parameters. A callable ``lr`` is left out; in
-            its place stands ``step``, the number of steps taken.
+            its settings and of ``params``, the names or indices of its parameters. A callable ``lr`` is left out, and
+            ``step``, the number of steps taken, is there instead.
         """
         return as_state_dict(self._plan.snapshot())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, into the arrays that the optimizer has, or raise and change nothing.
+        """Continue from what `state_dict` returned. The parameters stay as they are. If it raises, nothing changes.
 
         Parameters
         ----------
         state_dict : mapping
-            With the same groups and the same parameters, by name or index, of the same shapes and dtypes. A setting
-            that a group lacks, as a callable ``lr``, stays as it is.
+            It has the same groups and the same parameters, by name or index, of the same shapes and dtypes. A setting
+            that is missing, such as a callable ``lr``, stays as it is.
 
         Raises
         ------
@@ -330,25 +337,26 @@ class RMSProp:
         self._plan.restore(*as_restored(self._plan, state_dict))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the parameters, their state and the settings to one file, from which `load` goes on.
+        """Write the parameters, their state and the settings to one file, from which `load` continues.
 
         Parameters
         ----------
         path : str or path
-            Where to; ``.npz`` is the usual ending. A file that is there is replaced at once, when the new one is
-            complete and on the disk: a crash leaves one or the other. The new one has the old one's permissions.
+            The file; ``.npz`` is the usual ending. A file with this name is replaced in one operation, once the new
+            one is complete and on the disk: after a crash, one of the two is there. The new one has the old one's
+            permissions.
 
         Raises
         ------
         OSError
-            If the file cannot be written, or `path` is a folder or a device. What was there stays.
+            If the file cannot be written, or `path` is a folder or a device. An old file stays as it was.
 
         Notes
         -----
-        The file is one of `numpy.savez`, without pickles. A callable ``lr`` is not part of it.
+        `numpy.savez` writes the file, without pickles. A callable ``lr`` is not part of it.
 
         A process that is killed while it saves leaves a part of the new file beside the old one, under a name such as
-        ``.rmsfast.0123456789abcdef.tmp``. Nothing reads such a file: once no process saves there, it may be deleted.
+        ``.rmsfast.0123456789abcdef.tmp``. Nothing reads such a file. You may delete it when no process saves there.
         """
         from rmsfast import checkpoint  # here, because it would double the time that `import rmsfast` takes
 
@@ -357,12 +365,12 @@ class RMSProp:
         checkpoint.write(path, as_state_dict(taken), taken.params, taken.skipped)
 
     def load(self, path: str | PathLike[str]) -> None:
-        """Take over what `save` wrote: parameters, state and settings, or raise and change nothing.
+        """Continue from what `save` wrote: parameters, state and settings. If it raises, nothing changes.
 
         Parameters
         ----------
         path : str or path
-            A file from `save`, of an optimizer with the same groups of parameters, with the same names (if any), shapes
+            A file from `save`. Its optimizer had the same groups of parameters, with the same names (if any), shapes
             and dtypes. A callable ``lr`` stays as it is.
 
         Raises
@@ -370,13 +378,13 @@ class RMSProp:
         OSError
             If the file cannot be read.
         TypeError, ValueError
-            If the file is damaged, or not from `save`, or of a version that is not known, or does not fit, or if a
-            parameter was resized or changed since it was given.
+            If the file is damaged, not from `save`, of an unknown version, or of another optimizer, or if a parameter
+            was resized or changed since it was given.
 
         Notes
         -----
-        The file may come from anyone: nothing in it is executed, and to read it takes memory in proportion to its size,
-        which is what the arrays take. Its digest tells damage, not forgery.
+        The file may come from anyone: nothing in it is executed, and reading it takes memory in proportion to its
+        size, as the arrays do. Its digest shows damage, but no forgery.
         """
         from rmsfast import checkpoint
 
@@ -389,7 +397,7 @@ class RMSProp:
 
     def __copy__(self) -> "RMSProp":
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)  # the same parameters, so the same state, too
+        twin.__dict__.update(self.__dict__)  # it has the same parameters, so the same state
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -397,7 +405,8 @@ class RMSProp:
         taken = self._plan.snapshot(with_params=True)
         line = taken.line
         return {
-            # The arrays themselves, as a model that is copied along has them; until it is their turn, they may change.
+            # The arrays themselves, because a model in the same copy has them, too. They may change before they are
+            # copied, so their "values" are here as well.
             "params": line.params[0]
             if line.single
             else [{**group, **values} for group, values in zip(line.groups, taken.settings, strict=True)],
@@ -423,7 +432,7 @@ class RMSProp:
         return f"{type(self).__name__}({groups}\n)"
 
 
-# What __setstate__ makes anew; all else in an instance is a subclass's.
+# What __setstate__ makes anew. All other attributes belong to a subclass.
 _OWN_ATTRIBUTES = ("_defaults", "_changed", "_plan", "_loans")
 
 
@@ -437,7 +446,7 @@ def rmsprop_update(
     eps: float = 1e-8,
     num_threads: int | None = None,
 ) -> None:
-    """Take one RMSProp step on one array, with state that the caller keeps; w and v are updated in place.
+    """Take one RMSProp step on one array. You keep its state v; w and v are updated in place.
 
     ::
 
@@ -452,10 +461,10 @@ def rmsprop_update(
     g : array
         The gradient: the same shape and dtype, in any memory layout, sharing no memory with w or v.
     lr, beta, eps : float
-        Learning rate (≥ 0), decay (from 0 to 1), and what is added to the root (≥ 0).
+        The learning rate (≥ 0), the decay (from 0 to 1), and the number that is added to the root (≥ 0).
     num_threads : int, optional
-        The most threads to use, of which no more are used than there are cores for this process (see `set_num_threads`
-        for when they are counted). Without it, `get_num_threads` says.
+        The most threads to use. No more are used than this process has cores (`set_num_threads` says when they are
+        counted). The default is what `get_num_threads` returns.
 
     Raises
     ------
@@ -481,7 +490,7 @@ def update_with(
     eps: float,
     num_threads: int | None,
 ) -> None:
-    """Check the arguments of `rmsprop_update` and let a rule(w, v, g), or without one the kernel, do the arithmetic."""
+    """Check the arguments of `rmsprop_update`, then let rule(w, v, g) compute, or the kernel if the rule is None."""
     _kernel.update(
         as_array("w", w),
         as_array("v", v),

@@ -1,4 +1,4 @@
-"""Each setting: its range, its default, and what it means in a group."""
+"""Each setting: its range, its default, and what it means in a group of parameters. Schedules are read here, too."""
 
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
@@ -12,7 +12,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Number(NamedTuple):
-    """A setting that is a real number in a range, with or without its lowest value, or perhaps None, as is infinity."""
+    """A setting that is a real number from `low` to `high`.
+
+    With `above`, `low` itself is not allowed. With `optional`, None is, and means the same as infinity.
+    """
 
     default: float | None
     low: float = 0.0
@@ -21,12 +24,12 @@ class Number(NamedTuple):
     optional: bool = False
 
     def read(self, value: Any, label: str) -> Any:
-        """Return the value as a float, or raise; messages call it `label`."""
+        """Return the value as a float, or raise. Messages call it `label`."""
         if value is None and self.optional:
             return None
         number = value if type(value) is float else as_float(value)
         if number == np.inf and self.optional:
-            return None  # of two ways to say "no limit", one is left
+            return None  # one way to say "no limit"
         if number is not None and self.low <= number <= self.high and not (self.above and number == self.low):
             return number
         error = TypeError if number is None else ValueError
@@ -39,17 +42,17 @@ class Number(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A setting that is one of a few values."""
+    """A setting that is one of a few values. The first is the default."""
 
     values: tuple[Any, ...]
 
     @property
     def default(self) -> Any:
-        """Return the first one."""
+        """Return the value that the setting has where none is given."""
         return self.values[0]
 
     def read(self, value: Any, label: str) -> Any:
-        """Return the value, or raise; messages call it `label`."""
+        """Return the value, or raise. Messages call it `label`."""
         given = bool(value) if isinstance(value, np.bool_) else value
         for choice in self.values:
             if isinstance(given, type(choice)) and given == choice:
@@ -61,7 +64,7 @@ class Choice(NamedTuple):
 SWITCH = Choice((False, True))
 LIMIT = Number(None, above=True, optional=True)
 
-# What a parameter group holds, and what each may be.
+# The settings of a parameter group.
 SETTINGS: dict[str, Number | Choice] = {
     "lr": Number(1e-3),
     "beta": Number(0.9, high=1.0),
@@ -82,12 +85,12 @@ SETTINGS: dict[str, Number | Choice] = {
     "nonfinite": Choice(("propagate", "raise", "skip")),
 }
 
-# What one step is given.
+# A setting of one step.
 GRAD_SCALE = Number(1.0, high=sys.float_info.max)
 
 
 def as_float(value: Any) -> float | None:
-    """Return a real number of any type as a float, NaN if no double can hold it; None if it is no real number."""
+    """Return a real number of any type as a float, or None for anything else. NaN means that no double can hold it."""
     if isinstance(value, (np.generic, np.ndarray)):
         is_number = value.ndim == 0 and value.dtype.kind in "iuf"
     else:
@@ -101,28 +104,43 @@ def as_float(value: Any) -> float | None:
 
 
 def as_settings(values: Mapping[str, Any], label: str = "{!s:.60}") -> dict[str, Any]:
-    """Return settings with each number as a float in its range, or raise. `lr` may be a callable instead."""
+    """Return settings with each number as a float in its range, or raise. `lr` may be a callable."""
     values = {str.__str__(name) if isinstance(name, str) else name: value for name, value in values.items()}
     for name in values:
         if name not in SETTINGS:
-            raise ValueError(f"{label.format(name)}: no such setting, expected some of {', '.join(SETTINGS)}")
+            raise ValueError(
+                f"{label.format(name)}: no such setting, expected one of {', '.join(SETTINGS)}"
+                f"{did_you_mean(name, list(SETTINGS))}"
+            )
     return {
         name: value if name == "lr" and is_schedule(value) else SETTINGS[name].read(value, label.format(name))
         for name, value in values.items()
     }
 
 
+def did_you_mean(name: Any, names: Sequence[str]) -> str:
+    """Return the end of a message about a wrong name: a question with the nearest right one, or nothing."""
+    if not isinstance(name, str):
+        return ""
+    from difflib import get_close_matches  # here, because `import rmsfast` needs it not
+
+    close = get_close_matches(str.__str__(name)[:100], names, 1)
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
 def check_together(settings: Mapping[str, Any], label: str = "") -> None:
-    """Refuse the settings of a group that have no meaning together. Messages begin with `label`."""
+    """Raise if settings of one group contradict each other. Messages begin with `label`."""
     if settings["nesterov"] and settings["momentum"] == 0:
-        raise ValueError(f"{label}nesterov: True with momentum 0, expected a momentum > 0 to look ahead with")
+        raise ValueError(
+            f"{label}nesterov: True with momentum 0, expected momentum > 0: nesterov changes how it is used"
+        )
     if settings["bias_correction"] and settings["beta"] == 1:
         raise ValueError(
-            f"{label}bias_correction: True with beta 1, expected beta < 1: the average never leaves its start"
+            f"{label}bias_correction: True with beta 1, expected beta < 1: the correction divides by 1 - beta**t"
         )
     clips = [name for name in ("clip_value", "clip_norm", "clip_global_norm") if settings[name] is not None]
     if len(clips) > 1:
-        raise ValueError(f"{label}{' and '.join(clips)}: expected one way to clip at most")
+        raise ValueError(f"{label}{' and '.join(clips)}: expected one of them at most: set the others to None")
 
 
 def is_schedule(lr: Any) -> bool:
@@ -131,11 +149,11 @@ def is_schedule(lr: Any) -> bool:
 
 
 def read_settings(groups: Sequence["ParamGroup"], steps: int) -> tuple[bool, list[dict[str, Any]]]:
-    """Return whether to ask again at every step, and each group's settings, with a number for a schedule.
+    """Return whether there is a schedule, and each group's settings, with a number in the place of a schedule.
 
-    A schedule is called once, however many groups it serves.
+    A schedule is called once, also where several groups have it.
     """
-    all_settings = [group.settings() for group in groups]  # at once, before a schedule or another thread changes them
+    all_settings = [group.settings() for group in groups]  # all before a schedule or another thread changes one
     rates: dict[Any, Any] = {}
     for settings in all_settings:
         lr = settings["lr"]
@@ -150,8 +168,8 @@ def read_settings(groups: Sequence["ParamGroup"], steps: int) -> tuple[bool, lis
 class ParamGroup(MutableMapping[str, Any]):
     """Some parameters and the settings that they share, as a mapping.
 
-    ``group["lr"] = 0.01`` changes a setting from the next step on, once the value has been checked. The keys stay as
-    they are, and so do ``group["params"]``, a tuple of arrays, and, where names were given, ``group["param_names"]``.
+    ``group["lr"] = 0.01`` checks the value and changes the setting from the next step on. The keys are fixed. So are
+    ``group["params"]``, a tuple of arrays, and, where names were given, ``group["param_names"]``.
     """
 
     def __init__(
@@ -163,12 +181,12 @@ class ParamGroup(MutableMapping[str, Any]):
         self._settings = settings
         self._changed = flag
 
-    # As a dict would, a group compares its arrays with ==, which has no answer: two groups are equal if they are one.
+    # A Mapping's == would compare arrays, which gives no single answer. A group equals itself alone.
     __eq__: Callable[[object, object], bool] = object.__eq__
     __hash__ = object.__hash__
 
     def settings(self) -> dict[str, Any]:
-        """Return a copy of the settings, all as of one moment."""
+        """Return a copy of the settings, all of one moment."""
         return self._settings.copy()
 
     def __getitem__(self, key: str) -> Any:
@@ -189,23 +207,28 @@ class ParamGroup(MutableMapping[str, Any]):
         values = dict(*args, **kwargs)
         for key in self._fixed:
             if key in values:
-                raise ValueError(f"{key!r}: fixed once the group is made; add_param_group adds parameters")
+                raise ValueError(
+                    f"{key!r}: cannot change once the group is made, expected settings alone: add_param_group adds "
+                    "parameters"
+                )
         values = as_settings(values)
         start = self._settings["initial_square_avg"]
         if values.get("initial_square_avg", start) != start:
-            raise ValueError(f"initial_square_avg: fixed once the group is made, because its state began at {start:g}")
+            raise ValueError(
+                f"initial_square_avg: cannot change once the group is made, expected {start:g}, where its state began"
+            )
         check_together({**self._settings, **values})
         self._changed.put([self._settings], values)
 
     def held(self) -> dict[str, Any]:
-        """Return the settings themselves, for `Flag.put`, once what is put there was checked."""
+        """Return the settings themselves, no copy, for `Flag.put`. Check a value before you put it there."""
         return self._settings
 
     def __delitem__(self, key: str) -> None:
-        raise TypeError(f"{key!r}: a parameter group keeps all its settings, expected a new value")
+        raise TypeError(f"{key!r}: cannot be removed from a group, expected a new value for it")
 
     def __reduce__(self) -> Any:
-        return dict, (dict(self),)  # a copy belongs to no optimizer
+        return dict, (dict(self),)  # because a copy belongs to no optimizer
 
     def __repr__(self) -> str:
         arrays = self._fixed["params"]

@@ -1,4 +1,4 @@
-"""State dicts in PyTorch's layout, checked."""
+"""State dicts in PyTorch's layout: made from a plan, and checked before a plan takes them over."""
 
 import sys
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ import numpy as np
 
 from rmsfast import _kernel
 from rmsfast.arguments import as_array
-from rmsfast.settings import Array, as_float, as_settings, check_together, is_schedule
+from rmsfast.settings import Array, as_float, as_settings, check_together, count_of, is_schedule
 
-# The largest step count that can be loaded: up to here every count is a float of its own, as PyTorch has it, and no run
-# gets from here to where the kernel's counter ends.
+# The largest step count that can be loaded. PyTorch keeps counts as floats, and up to here each count is a float of its
+# own. The kernel's counter goes on from here for longer than any run.
 MOST_STEPS = min(2**53, sys.maxsize)
 
 
 def as_state_dict(taken: _kernel.Snapshot) -> dict[str, Any]:
-    """Return a snapshot of a plan in PyTorch's layout, with all state arrays that the settings ask for."""
+    """Return a snapshot of a plan in PyTorch's layout, with all state arrays that the settings need."""
     state = {key: {"step": step, **arrays} for key, step, arrays in taken.entries}
     groups, rest = [], iter(state)
     for group, values in zip(taken.line.groups, taken.settings, strict=True):
@@ -24,7 +24,7 @@ def as_state_dict(taken: _kernel.Snapshot) -> dict[str, Any]:
         keys = [next(rest) for _ in group["params"]]
         for key in keys:
             for name in arrays_of(settings):
-                if name not in state[key]:  # the setting is new, and the next step would begin with zeros
+                if name not in state[key]:  # the setting is new: the next step would begin with zeros
                     state[key][name] = np.zeros_like(state[key]["square_avg"])
         if is_schedule(settings["lr"]):
             del settings["lr"]
@@ -34,37 +34,39 @@ def as_state_dict(taken: _kernel.Snapshot) -> dict[str, Any]:
 
 
 def arrays_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the state arrays that a group's settings ask for."""
-    asked = (True, settings["centered"], settings["momentum"] != 0)
-    return tuple(name for name, wanted in zip(_kernel.STATE_NAMES, asked, strict=True) if wanted)
+    """Return the names of the state arrays that a group's settings need."""
+    needed = (True, settings["centered"], settings["momentum"] != 0)
+    return tuple(name for name, is_needed in zip(_kernel.STATE_NAMES, needed, strict=True) if is_needed)
 
 
 def as_like(label: str, value: Any, w: Array) -> Array:
     """Return a loaded array, or raise if its dtype or its shape are not those of the parameter w."""
     array = np.asarray(as_array(label, value))
     if array.dtype != w.dtype:
-        raise TypeError(f"{label}: dtype {array.dtype}, expected {w.dtype}")
+        raise TypeError(
+            f"{label}: dtype {array.dtype}, expected {w.dtype}, as the parameter: .astype(np.{w.dtype}) converts it"
+        )
     if array.shape != w.shape:
-        raise ValueError(f"{label}: shape {array.shape}, expected {w.shape}")
+        raise ValueError(f"{label}: shape {array.shape}, expected {w.shape}, as the parameter")
     return array
 
 
 def part(mapping: Any, key: Any, kind: Any, label: str = "state_dict") -> Any:
-    """Return one part of a state dict that has to be there and of a kind, or raise."""
+    """Return one part of a state dict, or raise if it is missing or not of this kind."""
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{label}: {type(mapping).__name__}, expected a mapping")
     missing = object()
-    value = mapping.get(key, missing)  # looked at once: it may answer otherwise next time
+    value = mapping.get(key, missing)  # read once: the next answer may be another
     if value is missing:
-        raise ValueError(f"{label}: has no {key!r}, expected one")
+        raise ValueError(f"{label}: {key!r} is missing, expected it, as state_dict() returns it")
     if not isinstance(value, kind):
-        wanted = "a mapping" if kind is Mapping else "a list"
-        raise TypeError(f"{label}[{key!r}]: {type(value).__name__}, expected {wanted}")
+        expected = "a mapping" if kind is Mapping else "a list"
+        raise TypeError(f"{label}[{key!r}]: {type(value).__name__}, expected {expected}")
     return value
 
 
 def as_count(label: str, value: Any) -> int:
-    """Return a step count as an int; PyTorch has it as a float."""
+    """Return a step count as an int. PyTorch's are floats."""
     number = value if type(value) is int else as_float(value)
     if number is None or (type(number) is float and not (number.is_integer() or np.isnan(number))):
         raise TypeError(f"{label}: {value!r:.60}, expected an integer")
@@ -74,15 +76,15 @@ def as_count(label: str, value: Any) -> int:
 
 
 def as_restored(plan: _kernel.Plan, state_dict: Any) -> tuple[Any, Any, Any, Any, int | None]:
-    """Return what `Plan.restore` wants of a state dict, or raise."""
+    """Return the arguments of `Plan.restore` from a state dict, or raise."""
     line, _ = plan.state()
     groups, keys = line.groups, line.keys
     entries = part(state_dict, "state", Mapping)
     packed = list(part(state_dict, "param_groups", (list, tuple)))
     if len(packed) != len(groups):
-        raise ValueError(f"param_groups: {len(packed)} groups, expected {len(groups)}")
+        raise ValueError(f"param_groups: {count_of(len(packed), 'group')}, expected {len(groups)}, as here")
     settings: list[dict[str, Any]] = []
-    needed: list[tuple[str, ...]] = []  # of each parameter, the state arrays that its group's settings ask for
+    needed: list[tuple[str, ...]] = []  # for each parameter, the state arrays that its group's settings need
     steps_taken, rest = None, iter(keys)
     for i, group in enumerate(packed):
         members = part(group, "params", (list, tuple), f"param_groups[{i}]")
@@ -101,13 +103,13 @@ def as_restored(plan: _kernel.Plan, state_dict: Any) -> tuple[Any, Any, Any, Any
     known = set(keys)
     unknown = [key for key in entries if key not in known]
     if unknown:
-        raise ValueError(f"state[{unknown[0]!r:.60}]: no such parameter, expected {keys!r:.200}")
+        raise ValueError(f"state[{unknown[0]!r:.60}]: no such parameter, expected one of {keys!r:.200}")
     steps, states = [], []
     for key, w, names in zip(keys, line.params, needed, strict=True):
         entry = part(entries, key, Mapping, "state")
         surplus = [name for name in entry if name not in ("step", *_kernel.STATE_NAMES)]
         if surplus:
-            raise ValueError(f"state[{key!r}][{surplus[0]!r:.60}]: unknown, expected step, {', '.join(names)}")
+            raise ValueError(f"state[{key!r}][{surplus[0]!r:.60}]: no such state, expected step, {', '.join(names)}")
         steps.append(as_count(f"state[{key!r}]['step']", part(entry, "step", object, f"state[{key!r}]")))
         arrays = {name: part(entry, name, object, f"state[{key!r}]") for name in (*names, *entry) if name != "step"}
         states.append({name: as_like(f"state[{key!r}][{name!r}]", a, w) for name, a in arrays.items()})

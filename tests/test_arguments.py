@@ -421,6 +421,9 @@ def with_grad(i, g):
     return lambda opt, params: [*GRADS[:i], g(opt, params) if callable(g) else g, *GRADS[i + 1 :]]
 
 
+ONE = np.ones(6)
+NESTED = "expected a NumPy array: give nested arrays in one flat mapping, by names such as"
+
 REFUSED_GRADS = {
     "shape": (with_grad(0, np.ones((10, 5), np.float32)), ValueError, r"grads\[0\]: shape (10, 5), expected (5, 10)"),
     "rank": (with_grad(1, np.ones((7, 1))), ValueError, "grads[1]: shape (7, 1), expected (7,)"),
@@ -432,16 +435,51 @@ REFUSED_GRADS = {
     "half": (with_grad(0, np.ones((5, 10), np.float16)), TypeError, "grads[0]: dtype float16, expected float32"),
     "longdouble": (with_grad(1, np.ones(7, np.longdouble)), TypeError, "expected float64"),
     "byte order": (with_grad(1, np.ones(7, ">f8")), TypeError, "grads[1]: dtype >f8, expected float64"),
-    "list": (with_grad(1, [1.0] * 7), TypeError, "grads[1]: list, expected a NumPy array"),
-    "number": (with_grad(1, 1.0), TypeError, "grads[1]: float, expected a NumPy array"),
-    "masked": (with_grad(1, np.ma.ones(7)), TypeError, "grads[1]: a masked array"),
-    "too few": (lambda opt, params: GRADS[:2], ValueError, "grads: 2 gradients, expected 3"),
+    "list": (
+        with_grad(1, [1.0] * 7),
+        TypeError,
+        "grads[1]: list, expected a NumPy array: np.array(numbers, dtype=np.float64) makes one",
+    ),
+    "lists": (
+        with_grad(0, [[1] * 10] * 5),
+        TypeError,
+        "grads[0]: list, expected a NumPy array: np.array(numbers, dtype=np.float32) makes one",
+    ),
+    "number": (
+        with_grad(1, 1.0),
+        TypeError,
+        "grads[1]: float, expected a NumPy array: np.array(numbers, dtype=np.float64) makes one",
+    ),
+    "nested": (with_grad(1, (ONE, ONE)), TypeError, f"grads[1]: tuple, {NESTED}"),
+    "rows of numbers": (
+        with_grad(1, rmsfast.Rows([0], [1.0])),
+        TypeError,
+        "grads[1].values: list, expected a NumPy array: np.array(numbers, dtype=np.float64) makes one",
+    ),
+    "masked": (
+        with_grad(1, np.ma.ones(7)),
+        TypeError,
+        "grads[1]: a masked array, expected an array without a mask: .filled(0) returns one",
+    ),
+    "too few": (
+        lambda opt, params: GRADS[:2],
+        ValueError,
+        "grads: 2 gradients, expected 3: an array or None for each parameter",
+    ),
     "too many": (lambda opt, params: [*GRADS, None], ValueError, "grads: 4 gradients, expected 3"),
-    "none at all": (lambda opt, params: None, TypeError, "grads: None, expected gradients, or arrays that"),
+    "none at all": (lambda opt, params: None, TypeError, "grads: None, expected gradients: opt.step(grads), or"),
     "a string": (lambda opt, params: "abc", TypeError, "grads: str, expected a sequence of"),
     "a set": (lambda opt, params: {1, 2, 3}, TypeError, "grads: set, expected a sequence of"),
-    "one array": (lambda opt, params: np.ones((3, 7)), TypeError, "grads: one array, expected a sequence of 3"),
-    "a mapping": (lambda opt, params: {"w": GRADS[0]}, TypeError, "grads: a mapping, expected a sequence of 3"),
+    "one array": (
+        lambda opt, params: np.ones((3, 7)),
+        TypeError,
+        "grads: one array, expected a sequence of 3 gradients, one for each parameter",
+    ),
+    "a mapping": (
+        lambda opt, params: {"w": GRADS[0]},
+        TypeError,
+        "grads: a mapping, expected a sequence of 3 gradients, because the parameters have no names: give `params` as",
+    ),
     "the parameter": (
         with_grad(0, lambda opt, params: params[0]),
         ValueError,
@@ -490,13 +528,19 @@ def test_refused_names(form):
     opt, params = trained("abc")
     before = [w.copy() for w in params], opt.state_dict()
     grads = dict(zip("abd", GRADS, strict=True))
-    with pytest.raises(ValueError, match=r"grads\['d'\]: no parameter has this name, expected some of 'a', 'b', 'c'"):
+    with pytest.raises(ValueError, match=r"grads\['d'\]: no parameter has this name, expected one of 'a', 'b', 'c'"):
         opt.step(form(grads))
     with pytest.raises(ValueError, match=r"grads\['b'\]: shape \(8,\), expected \(7,\)"):
         opt.step(form({"a": GRADS[0], "b": np.ones(8)}))
     with pytest.raises(ValueError, match=r"grads\['b'\]: shares memory with params\['b'\]"):
         opt.step(form({"a": GRADS[0], "b": params[1]}))
     assert_unchanged(opt, params, before)
+
+
+def test_a_wrong_name_of_a_gradient_is_answered_with_the_nearest():
+    opt = rmsfast.RMSProp({"weight": np.ones(3), "bias": np.ones(3)})
+    with pytest.raises(ValueError, match=r"expected one of 'weight', 'bias'. Did you mean 'weight'\?$"):
+        opt.step({"wieght": np.ones(3)})
 
 
 def test_a_reversed_gradient_that_reaches_back_into_a_parameter():
@@ -521,9 +565,6 @@ def test_a_gradient_beside_a_parameter_is_no_overlap(rng):
 def structured(values):
     table = np.zeros(values.shape, [("a", values.dtype), ("b", "f8")])
     return table["a"]
-
-
-ONE = np.ones(6)
 
 
 REFUSED_PARAMS = {
@@ -553,8 +594,34 @@ REFUSED_PARAMS = {
         ValueError,
         "params[0]: misaligned memory, expected an address that is a multiple of 8",
     ),
-    "masked": (lambda: [np.ma.ones(3)], TypeError, "params[0]: a masked array, expected an array without a mask"),
-    "list": (lambda: [[1.0, 2.0]], TypeError, "params[0]: list, expected a NumPy array"),
+    "masked": (
+        lambda: [np.ma.ones(3)],
+        TypeError,
+        "params[0]: a masked array, expected an array without a mask: .filled(0)",
+    ),
+    "list": (
+        lambda: [[1.0, 2.0]],
+        TypeError,
+        "params[0]: list, expected a NumPy array: np.array(numbers, dtype=np.float32) makes one",
+    ),
+    "numbers": (
+        lambda: [1.0, 2.0],
+        TypeError,
+        "params[0]: float, expected a NumPy array: np.array(numbers, dtype=np.float32) makes one",
+    ),
+    "a list of tuples": (lambda: [(ONE, ONE)], TypeError, f"params[0]: tuple, {NESTED}"),
+    "lists of lists": (lambda: [[ONE], [np.ones(2)]], TypeError, f"params[0]: list, {NESTED}"),
+    "a mapping of mappings": (lambda: {"layers": {"W": ONE}}, TypeError, f"params['layers']: dict, {NESTED}"),
+    "a list of mappings": (
+        lambda: [{"W": ONE}],
+        TypeError,
+        "expected a mapping with 'params' and settings. Or give nested arrays in one flat mapping, by names such as",
+    ),
+    "something else": (
+        lambda: [object()],
+        TypeError,
+        "params[0]: object, expected a NumPy array, or an object that shares its memory by DLPack",
+    ),
     "number": (lambda: 1.0, TypeError, "params: float, expected an array, a sequence or mapping of arrays, or"),
     "none": (lambda: None, TypeError, "params: NoneType, expected an array, a sequence or mapping"),
     "string": (lambda: "abc", TypeError, "params: str, expected an array, a sequence or mapping"),
@@ -568,7 +635,7 @@ REFUSED_PARAMS = {
         ValueError,
         "params['b']: shares memory with params['a']",
     ),
-    "names": (lambda: {"a": ONE, 1: np.ones(2)}, TypeError, "params: a name 1, expected a str"),
+    "names": (lambda: {"a": ONE, 1: np.ones(2)}, TypeError, "params: 1 as a name, expected a str"),
     "half a group": (
         lambda: [{"params": ONE}, np.ones(2)],
         TypeError,
@@ -578,7 +645,7 @@ REFUSED_PARAMS = {
     "unknown setting": (
         lambda: [{"params": ONE, "momentun": 1}],
         ValueError,
-        "param_groups[0]['momentun']: no such setting",
+        "param_groups[0]['momentun']: no such setting, expected one of lr, ",
     ),
     "setting of a group": (
         lambda: [{"params": ONE, "lr": -1}],
@@ -660,7 +727,11 @@ REFUSED_UPDATES = {
     ),
     "v in w": (two_in_one, ValueError, "v: shares memory with w"),
     "g is w": (all_one, ValueError, "g: shares memory with w: pass a copy"),
-    "masked": (lambda: (np.ones(6), np.ma.ones(6), ONE), TypeError, "v: a masked array"),
+    "masked": (
+        lambda: (np.ones(6), np.ma.ones(6), ONE),
+        TypeError,
+        "v: a masked array, expected an array without a mask",
+    ),
 }
 
 
@@ -683,7 +754,7 @@ def test_the_names_of_a_group_are_taken_over():
     again = rmsfast.RMSProp(named.param_groups)
     assert list(again.state) == ["a", "b"]
     assert again.lr == 0.5
-    with pytest.raises(ValueError, match=r"param_groups\[0\]\['param_names'\]: 1 name, expected 2"):
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['param_names'\]: 1 name, expected 2, one for each array"):
         rmsfast.RMSProp([{"params": [a, b], "param_names": ["a"]}])
 
 

@@ -206,7 +206,11 @@ def rewrite(path, change):
         (lambda header, members: header.update(format="x"), ValueError, "x of version 1, expected rmsfast.RMSProp"),
         (lambda header, members: header.pop("steps"), ValueError, "damaged, or not written by RMSProp.save"),
         (lambda header, members: members.pop("param_0"), ValueError, "damaged, or not written by RMSProp.save"),
-        (lambda header, members: members.pop("square_avg_0"), ValueError, "state[0]: has no 'square_avg', expected"),
+        (
+            lambda header, members: members.pop("square_avg_0"),
+            ValueError,
+            "state[0]: 'square_avg' is missing, expected it",
+        ),
         (lambda header, members: header.update(steps=[-1]), ValueError, "state[0]['step']: -1, expected a count"),
         (
             lambda header, members: header["param_groups"][0].update(lr=-1),

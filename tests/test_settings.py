@@ -149,7 +149,9 @@ def test_a_schedule_may_read_an_array():
 
 def test_lr_of_all_groups():
     opt = rmsfast.RMSProp([{"params": np.zeros(2)}, {"params": np.zeros(2), "lr": 0.5}], lr=0.25)
-    with pytest.raises(ValueError, match=r"lr: the groups have \[0.25, 0.5\], expected one rate"):
+    with pytest.raises(
+        ValueError, match=r"lr: the groups have \[0.25, 0.5\], expected one rate: read opt.param_groups"
+    ):
         _ = opt.lr
     opt.lr = 2
     assert opt.lr == 2.0
@@ -244,13 +246,15 @@ def test_the_keys_of_a_group_are_fixed():
     group = opt.param_groups[0]
     assert list(group) == ["params", "param_names", *SETTINGS]
     assert group["param_names"] == ("a", "b", "c")
-    with pytest.raises(ValueError, match="'params': fixed"):
+    with pytest.raises(ValueError, match="'params': cannot change once the group is made, expected settings alone"):
         group["params"] = []
-    with pytest.raises(ValueError, match="momentun: no such setting"):
+    with pytest.raises(
+        ValueError, match=r"momentun: no such setting, expected one of lr, .*, nonfinite. Did you mean 'momentum'\?$"
+    ):
         group["momentun"] = 0.9
-    with pytest.raises(TypeError, match="'lr': a parameter group keeps all its settings"):
+    with pytest.raises(TypeError, match="'lr': cannot be removed from a group, expected a new value"):
         del group["lr"]
-    with pytest.raises(TypeError, match="keeps all its settings"):
+    with pytest.raises(TypeError, match="cannot be removed from a group"):
         group.clear()
     assert list(group) == ["params", "param_names", *SETTINGS]
     with pytest.raises(TypeError):

@@ -143,13 +143,21 @@ def edit(path, value):
 
 REFUSED_STATES = {
     "no mapping": (lambda saved: [saved], TypeError, "state_dict: list, expected a mapping"),
-    "no state": (edit(["state"], edit), ValueError, "state_dict: has no 'state'"),
-    "no groups": (edit(["param_groups"], edit), ValueError, "state_dict: has no 'param_groups'"),
+    "no state": (
+        edit(["state"], edit),
+        ValueError,
+        "state_dict: 'state' is missing, expected it, as state_dict() returns it",
+    ),
+    "no groups": (edit(["param_groups"], edit), ValueError, "state_dict: 'param_groups' is missing, expected it"),
     "state list": (edit(["state"], []), TypeError, "state_dict['state']: list, expected a mapping"),
     "groups dict": (edit(["param_groups"], {}), TypeError, "state_dict['param_groups']: dict, expected a list"),
-    "fewer groups": (edit(["param_groups"], []), ValueError, "param_groups: 0 groups, expected 1"),
+    "fewer groups": (edit(["param_groups"], []), ValueError, "param_groups: 0 groups, expected 1, as here"),
     "group": (edit(["param_groups", 0], 5), TypeError, "param_groups[0]: int, expected a mapping"),
-    "group params": (edit(["param_groups", 0, "params"], edit), ValueError, "param_groups[0]: has no 'params'"),
+    "group params": (
+        edit(["param_groups", 0, "params"], edit),
+        ValueError,
+        "param_groups[0]: 'params' is missing, expected it",
+    ),
     "other params": (
         edit(["param_groups", 0, "params"], [0, 2, 1]),
         ValueError,
@@ -157,10 +165,14 @@ REFUSED_STATES = {
     ),
     "lr": (edit(["param_groups", 0, "lr"], -1.0), ValueError, "param_groups[0]['lr']: -1.0, expected"),
     "setting": (edit(["param_groups", 0, "foreach"], True), ValueError, "param_groups[0]['foreach']: no such"),
-    "entry": (edit(["state", 1], edit), ValueError, "state: has no 1, expected one"),
+    "entry": (edit(["state", 1], edit), ValueError, "state: 1 is missing, expected it, as"),
     "entry type": (edit(["state", 1], None), TypeError, "state[1]: NoneType, expected a mapping"),
-    "unknown entry": (edit(["state", 7], {}), ValueError, "state[7]: no such parameter"),
-    "unknown name": (edit(["state", 1, "exp_avg"], 0), ValueError, "state[1]['exp_avg']: unknown"),
+    "unknown entry": (edit(["state", 7], {}), ValueError, "state[7]: no such parameter, expected one of (0, 1, 2)"),
+    "unknown name": (
+        edit(["state", 1, "exp_avg"], 0),
+        ValueError,
+        "state[1]['exp_avg']: no such state, expected step, square_avg",
+    ),
     "step": (edit(["state", 1, "step"], -1), ValueError, "state[1]['step']: -1, expected a count from 0"),
     "step type": (edit(["state", 1, "step"], "3"), TypeError, "state[1]['step']: '3', expected an integer"),
     "step fraction": (edit(["state", 1, "step"], 1.5), TypeError, "state[1]['step']: 1.5, expected an integer"),
@@ -170,14 +182,22 @@ REFUSED_STATES = {
     "step text": (edit(["state", 1, "step"], np.array("3")), TypeError, "expected an integer"),
     "step too long": (edit(["state", 1, "step"], 10**400), ValueError, "state[1]['step']: 1000"),
     "steps taken": (edit(["param_groups", 0, "step"], -2), ValueError, "param_groups[0]['step']: -2, expected a count"),
-    "no step": (edit(["state", 1, "step"], edit), ValueError, "state[1]: has no 'step'"),
-    "no average": (edit(["state", 2, "square_avg"], edit), ValueError, "state[2]: has no 'square_avg'"),
+    "no step": (edit(["state", 1, "step"], edit), ValueError, "state[1]: 'step' is missing, expected it"),
+    "no average": (
+        edit(["state", 2, "square_avg"], edit),
+        ValueError,
+        "state[2]: 'square_avg' is missing, expected it",
+    ),
     "list": (edit(["state", 2, "square_avg"], [1.0]), TypeError, "state[2]['square_avg']: list, expected a NumPy"),
-    "dtype": (edit(["state", 2, "square_avg"], np.ones((3, 4))), TypeError, "dtype float64, expected float32"),
+    "dtype": (
+        edit(["state", 2, "square_avg"], np.ones((3, 4))),
+        TypeError,
+        "dtype float64, expected float32, as the parameter: .astype(np.float32) converts it",
+    ),
     "shape": (
         edit(["state", 2, "square_avg"], np.ones((4, 3), np.float32)),
         ValueError,
-        "state[2]['square_avg']: shape (4, 3), expected (3, 4)",
+        "state[2]['square_avg']: shape (4, 3), expected (3, 4), as the parameter",
     ),
 }
 

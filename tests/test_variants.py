@@ -699,7 +699,7 @@ def test_state_dicts_hold_what_the_settings_ask_for(rng):
     for name in "grad_avg", "momentum_buffer", "square_avg":
         damaged = opt.state_dict()
         del damaged["state"][0][name]
-        with pytest.raises(ValueError, match=rf"state\[0\]: has no '{name}', expected one"):
+        with pytest.raises(ValueError, match=rf"state\[0\]: '{name}' is missing, expected it, as"):
             plain.load_state_dict(damaged)
     opt.load_state_dict(rmsfast.RMSProp([np.ones(6)]).state_dict())  # and back: what it lacks is gone
     assert list(opt.state[0]) == ["step", "square_avg"]
@@ -747,10 +747,13 @@ def test_switches_and_limits_of_other_types():
 # ---- Settings without meaning together ----
 
 REFUSED_TOGETHER = [
-    ({"nesterov": True}, "nesterov: True with momentum 0, expected a momentum > 0"),
+    ({"nesterov": True}, "nesterov: True with momentum 0, expected momentum > 0"),
     ({"bias_correction": True, "beta": 1.0}, "bias_correction: True with beta 1, expected beta < 1"),
-    ({"clip_value": 1.0, "clip_norm": 1.0}, "clip_value and clip_norm: expected one way to clip at most"),
-    ({"clip_norm": 1.0, "clip_global_norm": 2.0}, "clip_norm and clip_global_norm: expected one way"),
+    (
+        {"clip_value": 1.0, "clip_norm": 1.0},
+        "clip_value and clip_norm: expected one of them at most: set the others to None",
+    ),
+    ({"clip_norm": 1.0, "clip_global_norm": 2.0}, "clip_norm and clip_global_norm: expected one of them"),
 ]
 
 
@@ -781,7 +784,7 @@ def test_settings_without_meaning_together(cls, settings, message):
 def test_a_start_that_has_been_made_is_fixed():
     opt = rmsfast.RMSProp(np.ones(3), initial_square_avg=1.0)
     with pytest.raises(
-        ValueError, match="initial_square_avg: fixed once the group is made, because its state began at 1"
+        ValueError, match="initial_square_avg: cannot change once the group is made, expected 1, where its state began"
     ):
         opt.param_groups[0]["initial_square_avg"] = 0.0
     opt.param_groups[0]["initial_square_avg"] = 1
