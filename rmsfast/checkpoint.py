@@ -1,4 +1,4 @@
-"""An optimizer in a file: one .npz of NumPy's, without pickles, replaced at once, with a digest of what it holds."""
+"""An optimizer in a file: an .npz file without pickles, with a digest of its content, replaced in one operation."""
 
 import contextlib
 import errno
@@ -20,18 +20,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = "rmsfast.RMSProp"
 VERSION = 1
-LONGEST_HEADER = 2000  # of an array in NumPy's format: 64 axes of the largest size
+LONGEST_HEADER = 2000  # of an array in NumPy's format: enough for 64 axes of the largest size
 
-# Members: "header", JSON as bytes; "param_3" and "square_avg_3", and the other arrays of the fourth parameter;
-# "digest".
+# The members of a file: "header", JSON as bytes; "param_3", "square_avg_3" and the other arrays of the fourth
+# parameter; "digest".
 
-# Of an OSError: a damaged offset in the file makes zipfile look for a place before its start, and bz2 has no number.
-# Others come from the system, and say nothing about what is in the file.
+# An OSError with one of these numbers means that the file is damaged: a wrong offset makes zipfile seek before the
+# start of the file, and an error from bz2 has no number. Any other comes from the system, and says nothing about the
+# content.
 SIGNS_OF_DAMAGE = (errno.EINVAL, None)
 
 
 def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list[Array], skipped_steps: int) -> None:
-    """Write a state dict, the parameters and a count, and put the file in its place when it is on the disk."""
+    """Write a state dict, the parameters and a count to a new file. Once it is on the disk, it replaces the old one."""
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -46,8 +47,10 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
         members |= {f"{name}_{i}": a for name, a in entry.items() if name != "step"}
     members["digest"] = digest_of(members)
 
-    target = Path(os.path.realpath(path))  # behind a link, so that the link stays one
-    temporary = target.with_name(f".rmsfast.{secrets.token_hex(8)}.tmp")  # the target's name may have any length
+    target = Path(os.path.realpath(path))  # where a link leads, so that the link stays a link
+    temporary = target.with_name(
+        f".rmsfast.{secrets.token_hex(8)}.tmp"
+    )  # independent of the target's name, which may be long
     kept = None
     with contextlib.suppress(FileNotFoundError):
         kept = stat.S_IMODE(mode_of_file(target))
@@ -55,20 +58,20 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             if kept is not None:
-                temporary.chmod(kept)  # it was made without what the umask takes away
+                temporary.chmod(kept)  # because the umask removed some permissions
             np.savez(file, **members)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
-        with contextlib.suppress(OSError):  # as of a file system that is read-only: what went wrong first is said
+        with contextlib.suppress(OSError):  # as on a read-only file system: the first error is the one to report
             temporary.unlink()
         raise
     flush_folder(target.parent)
 
 
 def mode_of_file(path: Path) -> int:
-    """Return the mode of a regular file, or raise: a device stays one, and a pipe would be waited for."""
+    """Return the mode of a regular file, or raise: a device must not be replaced, and a pipe would block."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
@@ -77,10 +80,10 @@ def mode_of_file(path: Path) -> int:
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can.
+    """Write the names in a folder to the disk, if the system can.
 
-    Where it cannot, as for a folder that we may write to and not read, a crash may bring back the file from before. The
-    new one is in its place all the same: nothing failed.
+    It cannot if we may write to the folder but not read it. Then the old file may be back after a crash. That is no
+    error, because the new file is in its place.
     """
     if os.name == "posix":
         with contextlib.suppress(OSError):
@@ -92,7 +95,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str | int, Array], int]:
-    """Return what `write` was given, the parameters by name, or raise ValueError for a file of another kind."""
+    """Return the arguments of `write`, the parameters by name. Raise ValueError for a file of another kind."""
     mode_of_file(Path(path))
     with Path(path).open("rb") as file:
         try:
@@ -100,12 +103,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str | int, 
             header = read_json(members["header"])
             kind = header["format"], header["version"]
             content = unpack(header, members) if kind == (FORMAT, VERSION) else None
-        except (MemoryError, SystemError):  # of Python, not of the file
+        except (MemoryError, SystemError):  # these come from Python, not from the file
             raise
-        except Exception as error:  # zipfile, zlib and NumPy raise many kinds for damaged bytes
+        except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged bytes
             if isinstance(error, OSError) and error.errno not in SIGNS_OF_DAMAGE:
                 raise
-            raise ValueError(f"{path}: damaged, or not written by RMSProp.save ({error})") from error
+            raise ValueError(f"{path}: damaged, expected a file from RMSProp.save ({error})") from error
     if content is None:
         raise ValueError(f"{path}: {kind[0]!s:.60} of version {kind[1]!s:.60}, expected {FORMAT} of version {VERSION}")
     return content
@@ -120,26 +123,26 @@ def read_json(member: Array) -> Any:
 
 
 def unpack(header: dict[str, Any], members: dict[str, Array]) -> tuple[dict[str, Any], dict[str | int, Array], int]:
-    """Return what `write` was given, the parameters by name, from what it wrote."""
+    """Return the arguments of `write`, the parameters by name, from the members that it wrote."""
     state: dict[str | int, dict[str, Any]] = {}
     params: dict[str | int, Array] = {}
     rest = {name: a for name, a in members.items() if name != "header"}
     for i, (name, step) in enumerate(zip(header["names"], header["steps"], strict=True)):
         if type(name) not in (str, int) or name in params:
-            raise ValueError(f"a name {name!r:.60} that is none, or given twice")
+            raise ValueError(f"the name {name!r:.60} is of a wrong type, or there twice")
         params[name] = rest.pop(f"param_{i}")
         arrays = {array: rest.pop(f"{array}_{i}") for array in STATE_NAMES if f"{array}_{i}" in rest}
         state[name] = {"step": step, **arrays}
     if rest:
-        raise ValueError(f"{len(rest)} members that belong to no parameter")
+        raise ValueError(f"{len(rest)} members belong to no parameter")
     return {"state": state, "param_groups": header["param_groups"]}, params, header["skipped_steps"]
 
 
 def read_members(file: IO[bytes]) -> dict[str, Array]:
-    """Return the arrays of an .npz file by name, or raise if their digest is another than the one that is with them.
+    """Return the arrays of an .npz file by name, or raise if they do not match the digest in the file.
 
-    Whoever made the file, its arrays take no more memory than it is large: nothing in it is compressed, and all members
-    together are no larger than it is. Nothing is ever written under a member's name.
+    The arrays of any file, also a hostile one, take no more memory than the file's size: no member may be compressed,
+    and the members together may not be larger than the file. No member's name is used as the name of a file.
     """
     room = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
@@ -147,7 +150,7 @@ def read_members(file: IO[bytes]) -> dict[str, Array]:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name in members:
-                raise ValueError(f"two members {name!r:.60}")
+                raise ValueError(f"there are two members {name!r:.60}")
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{name!r:.60} is compressed")
             room -= info.file_size
@@ -157,12 +160,12 @@ def read_members(file: IO[bytes]) -> dict[str, Array]:
                 members[name] = read_array(member, info.file_size)
     digest = members.pop("digest")
     if digest.tobytes() != digest_of(members).tobytes():
-        raise ValueError("its digest does not fit its content")
+        raise ValueError("its digest does not match its content")
     return members
 
 
 def read_array(member: IO[bytes], size: int) -> Array:
-    """Return the array in one member, of so many bytes, which are all that it has."""
+    """Return the array in one member, which has this size in bytes."""
     shape, fortran, dtype = read_header(member)
     given = size - member.tell()
     if dtype.kind not in "fcu" or dtype.itemsize * int(np.prod(shape, dtype=object)) != given:
@@ -171,15 +174,15 @@ def read_array(member: IO[bytes], size: int) -> Array:
     flat = array.reshape(-1, order="A").view(np.uint8)
     for part in parts(flat):
         part[:] = np.frombuffer(member.read(len(part)), np.uint8)
-    member.read(1)  # which there is none of, but at the end zipfile compares its checksum
+    member.read(1)  # there is nothing more to read, but at the end zipfile compares the checksum
     return array
 
 
 def read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return what the header of an array says, with which the member begins.
+    """Return what the header of an array says, at the start of a member.
 
-    NumPy has Python parse it, and CPython 3.11.7 fails now and then where two threads parse at once: "AST constructor
-    recursion depth mismatch". Then it is tried again.
+    NumPy lets Python parse the header. CPython 3.11.7 sometimes fails when two threads parse at the same time ("AST
+    constructor recursion depth mismatch"). So a SystemError leads to another try.
     """
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -206,7 +209,7 @@ def digest_of(members: dict[str, Array]) -> Array:
 
 
 def parts(flat: Array) -> Iterator[Array]:
-    """Go through flat bytes in pieces that need little memory."""
+    """Yield flat bytes in pieces, so that little memory is needed at a time."""
     size = 1 << 24
     for start in range(0, len(flat), size):
         yield flat[start : start + size]

@@ -1,9 +1,9 @@
 """Each framework's RMSProp as settings of ours: `rmsfast.RMSProp(params, **rmsfast.dialects.keras(rho=0.95))`.
 
-The functions have the frameworks' own argument names and defaults. They differ in where ε stands, what v starts at,
-where the learning rate enters the momentum buffer, and what weight decay is; with an ε of 1e-3 to 1, as in deep
-reinforcement learning, each of these changes training visibly. Arguments that change no number are taken and have no
-effect; one that rmsfast cannot express raises ValueError.
+Each function has the framework's own argument names and defaults. The frameworks differ in the place of ε, in the start
+of v, in whether the learning rate is part of the momentum buffer, and in the kind of weight decay. With an ε of 1e-3 to
+1, as in deep reinforcement learning, each of these changes training visibly. An argument that changes no number is
+accepted and has no effect. An argument that rmsfast cannot express raises ValueError.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def torch(
 ) -> Settings:
     """Return the settings of PyTorch's `torch.optim.RMSprop`: ε outside the root, the rate outside the buffer.
 
-    The decay of 0.99 is that of slow averages: elsewhere it is 0.9. Weight decay is added to the gradient.
+    The decay is 0.99, so averages are slow; in other frameworks it is 0.9. Weight decay is added to the gradient.
 
     Parameters
     ----------
@@ -98,18 +98,18 @@ def keras(
 ) -> Settings:
     """Return the settings of Keras 3's `keras.optimizers.RMSprop`: ε inside the root, the rate inside the buffer.
 
-    Weight decay is decoupled: it takes lr·weight_decay·w from w before the step, and the average sees none of it. That
-    is not PyTorch's, where it is part of the gradient.
+    Weight decay is decoupled: lr·weight_decay·w is subtracted from w before the step, and the average does not include
+    it. In PyTorch it is part of the gradient.
 
     Parameters
     ----------
     learning_rate, rho, momentum, epsilon, centered, weight_decay, clipnorm, clipvalue, global_clipnorm
-        As Keras's; `rho` is our `beta`. One way to clip at most. `clipnorm` limits the norm of each variable's
-        gradient.
+        As Keras's; `rho` is our `beta`. At most one of the three limits may be set. `clipnorm` limits the norm of each
+        variable's gradient.
     use_ema, gradient_accumulation_steps
-        Averages of the weights, and steps that only add up gradients: not here.
+        Averages of the weights, and steps that only add up gradients: not supported.
     loss_scale_factor : float, optional
-        Not here: give its reciprocal to each step, ``opt.step(grads, grad_scale=1 / loss_scale_factor)``.
+        Not supported: give its reciprocal to each step, ``opt.step(grads, grad_scale=1 / loss_scale_factor)``.
     ema_momentum, ema_overwrite_frequency, name
         No effect.
 
@@ -152,7 +152,8 @@ def tf1(
 ) -> Settings:
     """Return the settings of TensorFlow 1's `tf.train.RMSPropOptimizer`: v starts at 1, ε inside the root.
 
-    From v = 1, the first steps are small where gradients are. The rate is inside the buffer. There is no weight decay.
+    Because v starts at 1, the first steps are small where gradients are small. The rate is inside the buffer. There is
+    no weight decay.
 
     Parameters
     ----------
@@ -188,7 +189,7 @@ def sb3(
 ) -> Settings:
     """Return the settings of Stable-Baselines3's `RMSpropTFLike`: PyTorch's, with ε inside the root and v from 1.
 
-    Unlike TensorFlow's, which it follows, the rate stays outside the buffer.
+    It follows TensorFlow's, except that the rate stays outside the buffer.
 
     Parameters
     ----------
@@ -228,7 +229,7 @@ def timm(
     lr, alpha, eps, weight_decay, momentum, centered, decoupled_decay, lr_in_momentum
         As there; `alpha` is our `beta`.
     caution, corrected_weight_decay : bool
-        Later additions that are not here: False only.
+        Later additions, not supported: False only.
 
     Raises
     ------
@@ -263,13 +264,13 @@ def optax(
 ) -> Settings:
     """Return the settings of Optax's `optax.rmsprop`: ε inside the root or outside, the rate inside the buffer.
 
-    Optax takes `nesterov` without a momentum and ignores it; so does this. Its centered form can take the root of a
-    negative number, with `bias_correction` at the very first step, and goes NaN; ours takes 0.
+    Optax accepts `nesterov` without a momentum and ignores it. So does this function. Optax's centered form can take
+    the root of a negative number, with `bias_correction` at the very first step, and becomes NaN. Ours uses 0.
 
     Parameters
     ----------
     learning_rate, decay, eps, initial_scale, eps_in_sqrt, centered, momentum, nesterov, bias_correction
-        As Optax's; `decay` is our `beta`, `initial_scale` what v starts at.
+        As Optax's; `decay` is our `beta`, `initial_scale` is where v starts.
 
     References
     ----------
@@ -303,18 +304,18 @@ def mxnet(
 ) -> Settings:
     """Return the settings of MXNet 1.x's `mxnet.optimizer.RMSProp`: ε inside the root; a momentum if centered.
 
-    The uncentered form has no momentum, and `gamma2` no effect on it; the centered one is Graves's, with `gamma2` as
-    the momentum and the rate inside the buffer. Weight decay is added to the gradient. (MXNet 2 renamed the decays,
-    clips first and has ε outside the root when not centered.)
+    The uncentered form has no momentum, and `gamma2` has no effect on it. The centered form is Graves's, with `gamma2`
+    as the momentum and the rate inside the buffer. Weight decay is added to the gradient. (MXNet 2 has other names for
+    the decays, clips first, and has ε outside the root when not centered.)
 
     Parameters
     ----------
     learning_rate, gamma1, gamma2, epsilon, centered, wd, clip_gradient
-        As MXNet's; `gamma1` is our `beta`, `clip_gradient` our `clip_value`, none if negative.
+        As MXNet's; `gamma1` is our `beta`, `clip_gradient` our `clip_value`. A negative limit means none.
     clip_weights : float, optional
-        Limits on the weights: not here.
+        Limits on the weights: not supported.
     rescale_grad : float
-        Not here: give it to each step, ``opt.step(grads, grad_scale=rescale_grad)``.
+        Not supported: give it to each step, ``opt.step(grads, grad_scale=rescale_grad)``.
 
     Raises
     ------
@@ -346,6 +347,6 @@ def mxnet(
 
 
 def refuse(name: str, value: Any, reason: str, neutral: Any = None) -> None:
-    """Raise unless a keyword has a value that asks for nothing: `neutral`, or None, or False."""
+    """Raise unless the value of a keyword has no effect: `neutral`, None or False."""
     if value is not None and value is not False and value != neutral:
         raise ValueError(f"{name}: {value!r}, expected {neutral}: {reason}")

@@ -1,7 +1,7 @@
 """RMSProp in plain NumPy: the specification, written to be read, from the plain rule to the last variant.
 
-The classes and functions here have the signatures, the checks and the state of `rmsfast`'s own. Only the arithmetic
-is NumPy's, and its bits are what the kernel promises.
+The class and the functions here have the same signatures, checks and state as `rmsfast`'s own. Only the arithmetic is
+NumPy's. The kernel promises the same bits.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from rmsfast.settings import Array
 Settings = Mapping[str, Any]
 
 # One parameter in a step: its settings, the number of the step (1 for the first), and w, v, m, b, g as flat arrays of
-# real numbers of one dtype. m is None if the group is not centered, b if it has no momentum.
+# real numbers of one dtype. m is None if the group is not centered. b is None if it has no momentum.
 Parameter = tuple[Settings, int, Array, Array, Any, Any, Array]
 
 
 def plain_update(w: Array, v: Array, g: Array, lr: float, beta: float, eps: float) -> None:
     """Update w and v in place by the plain rule.
 
-    Every operation on arrays rounds to their dtype once. What is formed of settings alone is formed in double, and
-    rounded where it meets an array.
+    Each operation on arrays rounds once, to their dtype. An expression of settings alone is computed in double, and
+    rounded when it is combined with an array.
     """
     with np.errstate(all="ignore"):
         v[:] = beta * v + (1 - beta) * (g * g)
@@ -33,8 +33,8 @@ def plain_update(w: Array, v: Array, g: Array, lr: float, beta: float, eps: floa
 def step(parameters: list[Parameter], grad_scale: float) -> list[int]:
     """Take a step on all parameters, in place, with every setting: the order of operations.
 
-    Returns, for each parameter, the number of nonfinite elements for which its settings demand that nothing is done.
-    If any is not 0, nothing was.
+    Returns, for each parameter, how many elements are nonfinite, or 0 if its settings let them pass. If one number is
+    not 0, nothing has changed.
     """
     with np.errstate(all="ignore"):
         nonfinite = [
@@ -51,7 +51,7 @@ def step(parameters: list[Parameter], grad_scale: float) -> list[int]:
 
 
 def change(g: Array, w: Array, s: Settings, global_norm: float) -> Array:
-    """Return the scaled gradient g of w clipped, turned round, and with weight decay, as the settings have it."""
+    """Return the scaled gradient g of w, clipped, negated and with weight decay, as the settings say."""
     real = g.dtype.type  # rounds a Python float once
     if s["clip_norm"] is not None:
         g = g * real(clip_factor(norm([g]), s["clip_norm"]))
@@ -98,7 +98,7 @@ def update(w: Array, v: Array, m: Any, b: Any, g: Array, s: Settings, t: int) ->
 
 
 def clip_factor(norm: float, most: float) -> float:
-    """Return what scales a gradient of this norm so that it has the norm `most` at most."""
+    """Return the factor after which a gradient of this norm has at most the norm `most`."""
     return 1.0 if norm <= most else most / norm
 
 
@@ -106,17 +106,17 @@ def norm(gradients: list[Array]) -> float:
     """Return the Euclidean norm of all elements of some gradients, in double."""
     squares = sum_of_squares(gradients, 1.0)
     if squares == np.inf and all(np.isfinite(g).all() for g in gradients):
-        # Only float64 can overflow. Beside such numbers those of a float32 gradient make no difference.
+        # Only squares of float64 numbers can overflow. Beside them, float32 gradients make no difference.
         shrink = 2.0**-600
         return float(np.sqrt(sum_of_squares([g for g in gradients if g.dtype == np.float64], shrink))) * 2.0**600
     return float(np.sqrt(squares))
 
 
 def sum_of_squares(gradients: list[Array], shrink: float) -> float:
-    """Return Σ (g·shrink)², summed so that any number of threads and any vector width can follow.
+    """Return Σ (g·shrink)², added up in an order that fits any number of threads and any vector width.
 
-    Within blocks of 1024 elements, element i goes to lane i mod 8. Lanes are added from the first to the last, then
-    the blocks of a gradient, then the gradients.
+    In each block of 1024 elements, element i goes to lane i mod 8. Then the lanes of a block are added, first to last,
+    then the blocks of a gradient, then the gradients.
     """
     total = 0.0
     for g in gradients:

@@ -1,4 +1,4 @@
-"""Gradients that touch some rows of a parameter only, as those of embedding tables do."""
+"""Gradients of only some rows of a parameter, as embedding tables have."""
 
 import sys
 from typing import Any
@@ -7,23 +7,23 @@ import numpy as np
 
 
 class Rows:
-    r"""The gradient of some rows of a parameter, in the place of an array.
+    r"""The gradient of some rows of a parameter, given instead of an array.
 
-    Only these rows, and their state, move. That is what TensorFlow's sparse updates do, and not the same as a dense
-    step with zeros elsewhere: there the averages of the other rows would decay, and momentum and weight decay move
-    them. A norm, as for clipping, is that of the rows given, each row once.
+    Only these rows and their state change, as in TensorFlow's sparse updates. A dense step with zeros elsewhere is
+    different: there the averages of the other rows decay, and momentum and weight decay move them. Norms, as for
+    clipping, are those of the given rows, each row once.
 
     Parameters
     ----------
     indices : array-like of integers, shape (k,)
-        Which rows, along the first axis: from 0 on, of any integer type, in any order. Rows that appear more than once
-        count with the sum of their gradients, added up in the order in which they appear, in the parameter's type.
+        Which rows, along the first axis: from 0 on, of any integer type, in any order. The gradients of a row that
+        appears more than once are added up, in the order in which they appear, in the parameter's dtype.
     values : array, shape (k, \*w.shape[1:])
         Their gradients, of the parameter's dtype.
 
     Notes
     -----
-    The indices are copied when a step begins, and everything is checked then.
+    A step copies the indices and checks everything when it begins.
 
     Examples
     --------
@@ -49,17 +49,17 @@ class Rows:
 
 def is_sparse(value: Any) -> bool:
     """Whether a value is one of SciPy's sparse arrays or matrices."""
-    sparse = sys.modules.get("scipy.sparse")  # if it was not imported, there are none
+    sparse = sys.modules.get("scipy.sparse")  # if nobody imported it, there are none
     return sparse is not None and bool(sparse.issparse(value))
 
 
 def whole_rows(label: str, matrix: Any, shape: tuple[int, ...]) -> Rows:
-    """Return the rows of a sparse matrix that has some rows in full and nothing else; messages call it `label`.
+    """Return a sparse matrix in which each row is whole or empty as Rows. Messages call it `label`.
 
-    Entries that appear more than once are rows that do, the n-th of an entry belonging to the n-th of its row.
+    Where each entry of a row appears n times, the row does: the first time with the first of each entry, and so on.
     """
     if matrix.shape != shape:
-        raise ValueError(f"{label}: shape {matrix.shape}, expected {shape}")
+        raise ValueError(f"{label}: shape {matrix.shape}, expected {shape}, as the parameter")
     if len(shape) != 2:
         raise ValueError(f"{label}: a sparse array of shape {shape}, expected one with rows and columns")
     entries = matrix.tocoo()
@@ -68,7 +68,7 @@ def whole_rows(label: str, matrix: Any, shape: tuple[int, ...]) -> Rows:
     row, column, values = row[order], column[order], values[order]
     new = np.concatenate([[True], (row[1:] != row[:-1]) | (column[1:] != column[:-1])])[: len(row)]
     place = np.arange(len(row))
-    time = place - np.maximum.accumulate(np.where(new, place, 0))  # how often the entry appeared before
+    time = place - np.maximum.accumulate(np.where(new, place, 0))  # how many times the same entry came before
     order = np.lexsort((column, row, time))
     row, column, values = row[order], column[order], values[order]
     count, width = len(row) // max(shape[1], 1), shape[1]
@@ -76,4 +76,7 @@ def whole_rows(label: str, matrix: Any, shape: tuple[int, ...]) -> Rows:
         row, column, values = (part.reshape(count, width) for part in (row, column, values))
         if (row == row[:, :1]).all() and (column == np.arange(width)).all():
             return Rows(row[:, 0] if width else [], values)
-    raise ValueError(f"{label}: a sparse matrix with a part of a row, expected each row to be whole or empty")
+    raise ValueError(
+        f"{label}: a sparse matrix with a part of a row, expected each row to be whole or empty: .toarray() returns a "
+        "dense gradient"
+    )
