@@ -28,7 +28,7 @@ def as_array(label: str, value: Any, dtype: str = "float32") -> Array:
     if is_tensor(value):
         return as_array_of(label, value)
     came = f"{label}: {type(value).__name__}, expected a NumPy array"
-    if is_of_numbers(value):
+    if not isinstance(value, np.generic) and is_of_numbers(value):
         raise TypeError(f"{came}: np.array(numbers, dtype=np.{dtype}) makes one")
     if isinstance(value, (list, tuple, Mapping)):
         raise TypeError(f"{came}: {FLAT}")
@@ -46,7 +46,7 @@ def is_of_numbers(value: Any) -> bool:
         if type(value) not in (list, tuple) or not value:
             break
         value = value[0]
-    return isinstance(value, (bool, int, float, complex))
+    return isinstance(value, (bool, int, float, complex, np.number))
 
 
 def is_tensor(value: Any) -> bool:
@@ -113,11 +113,15 @@ def as_loans(kind: str, keys: Sequence[Any], arrays: Sequence[Array | None], sin
 
 
 def owner_of(array: Array) -> Any:
-    """Return the object whose memory an array shows, or None if that is an array."""
+    """Return the object whose memory an array shows, or None if that is an array, or cannot move the memory."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    return base.obj if isinstance(base, memoryview) else base
+    if isinstance(base, memoryview):
+        base = base.obj
+        if type(base).__module__ in ("array", "builtins", "mmap"):
+            return None  # these refuse to move or free memory that a memoryview shows
+    return None if type(base) is bytes else base
 
 
 def place_of(owner: Any) -> tuple[int, int] | None:

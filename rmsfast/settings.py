@@ -122,7 +122,7 @@ def did_you_mean(name: Any, names: Sequence[str]) -> str:
     """Return the end of a message about a wrong name: a question with the nearest right one, or nothing."""
     if not isinstance(name, str):
         return ""
-    from difflib import get_close_matches  # here, because `import rmsfast` needs it not
+    from difflib import get_close_matches  # here, so that `import rmsfast` does not load it
 
     close = get_close_matches(str.__str__(name)[:100], names, 1)
     return f". Did you mean {close[0]!r}?" if close else ""
@@ -132,7 +132,7 @@ def check_together(settings: Mapping[str, Any], label: str = "") -> None:
     """Raise if settings of one group contradict each other. Messages begin with `label`."""
     if settings["nesterov"] and settings["momentum"] == 0:
         raise ValueError(
-            f"{label}nesterov: True with momentum 0, expected momentum > 0: nesterov changes how it is used"
+            f"{label}nesterov: True with momentum 0, expected momentum > 0, without which nesterov has no effect"
         )
     if settings["bias_correction"] and settings["beta"] == 1:
         raise ValueError(

@@ -122,6 +122,16 @@ def test_memory_without_a_copy(rng):
             rmsfast.RMSProp(OverDLPack(values))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+def test_a_numpy_number_is_the_gradient_of_an_array_without_axes(dtype):
+    """That is what arithmetic on such an array returns."""
+    w, twin = np.array(3, dtype), np.array(3, dtype)
+    opt = rmsfast.RMSProp(w)
+    opt.step(2 * w)
+    rmsfast.RMSProp(twin).step(np.array(6, dtype))
+    assert w.tobytes() == twin.tobytes()
+
+
 def test_subclasses_are_arrays(rng, tmp_path):
     values, g = fleeting(rng, (4, 5), np.float64), fleeting(rng, (4, 5), np.float64)
     expected = after_one_step(values, g)
@@ -449,6 +459,11 @@ REFUSED_GRADS = {
         with_grad(1, 1.0),
         TypeError,
         "grads[1]: float, expected a NumPy array: np.array(numbers, dtype=np.float64) makes one",
+    ),
+    "NumPy's numbers": (
+        with_grad(1, [np.float64(1)] * 7),
+        TypeError,
+        "grads[1]: list, expected a NumPy array: np.array(numbers, dtype=np.float64) makes one",
     ),
     "nested": (with_grad(1, (ONE, ONE)), TypeError, f"grads[1]: tuple, {NESTED}"),
     "rows of numbers": (
