@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent
+COMPILED = (".pyx", ".pxd", ".c", ".h")
 
 # `python -m pytest` puts the checkout first on the path, where its source folder would hide the installed package. At
 # the end of the path it hides nothing, and `bench` can still be imported from it.
@@ -18,11 +19,11 @@ def stale_files(installed: Path) -> list[str]:
         return []
     sources = sources_in(ROOT / "rmsfast")
     if installed == ROOT / "rmsfast":  # an editable install: what counts is that the kernel is newer than its sources
-        import rmsfast._kernel
+        import rmsfast._core.kernel
 
-        built = Path(rmsfast._kernel.__file__).stat().st_mtime
-        kernel_sources = [*(file for file in sources if file.suffix in (".pyx", ".c", ".h")), Path("../setup.py")]
-        return [str(file) for file in kernel_sources if (installed / file).stat().st_mtime > built]
+        built = Path(rmsfast._core.kernel.__file__).stat().st_mtime
+        core_sources = [*(file for file in sources if file.suffix in COMPILED), Path("../setup.py")]
+        return [str(file) for file in core_sources if (installed / file).stat().st_mtime > built]
     copies = sources_in(installed)
     return [
         str(file)
@@ -32,7 +33,7 @@ def stale_files(installed: Path) -> list[str]:
 
 
 def sources_in(folder: Path) -> set[Path]:
-    suffixes = (".py", ".pyi", ".pyx", ".c", ".h")
+    suffixes = (".py", ".pyi", *COMPILED)
     return {file.relative_to(folder) for file in folder.rglob("*") if file.suffix in suffixes}
 
 

@@ -17,7 +17,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-CSRC = "rmsfast/csrc"
+CORE = "rmsfast/_core"
+CSRC = f"{CORE}/csrc"
 COVERAGE = os.environ.get("RMSFAST_COVERAGE") == "1"
 # The wide instruction sets of x86-64. A macOS build for two processors at once has the floor only.
 WIDE = get_platform().endswith(("x86_64", "amd64"))
@@ -80,7 +81,7 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             extension.extra_compile_args += flags + checked + openmp_compile
             extension.extra_link_args += (EXACT if family == "unix" else []) + checked + openmp_link
-            if extension.name != kernel.name:
+            if extension.name != "rmsfast._core.kernel":
                 continue
             for isa in ["baseline", "avx2", "avx512"] if WIDE else ["baseline"]:
                 extension.extra_objects += self.compiler.compile(
@@ -116,21 +117,33 @@ class BuildExt(build_ext):
         return True
 
 
-COMMON = {
-    "include_dirs": ["rmsfast", numpy.get_include()],
-    "depends": ["rmsfast/_kernel.pxd", *[str(source) for source in sorted(Path(CSRC).iterdir())]],
-    "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("RMSFAST_WIDE", "1")] if WIDE else [])],
+# Of each module of the core, the C files beside the .pyx.
+C_FILES = {
+    "threads": [],
+    "kernel": ["dispatch.c", "strided.c"],
+    "rows": ["rows.c"],
+    "plan": ["overlap.c"],
+    "arrays": [],
+    "steps": [],
+    "tensors": [],
 }
-kernel = Extension(
-    "rmsfast._kernel",
-    sources=["rmsfast/_kernel.pyx", f"{CSRC}/dispatch.c", f"{CSRC}/rows.c", f"{CSRC}/strided.c"],
-    **COMMON,
-)
-tensors = Extension("rmsfast._tensors", sources=["rmsfast/_tensors.pyx"], **COMMON)
+modules = [
+    Extension(
+        f"rmsfast._core.{name}",
+        sources=[f"{CORE}/{name}.pyx", *(f"{CSRC}/{file}" for file in files)],
+        include_dirs=[CORE, numpy.get_include()],
+        depends=[str(file) for folder in (CORE, CSRC) for file in sorted(Path(folder).glob("*.[hp]*"))],
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+            *([("RMSFAST_WIDE", "1")] if WIDE else []),
+        ],
+    )
+    for name, files in C_FILES.items()
+]
 
 setup(
     ext_modules=cythonize(
-        [kernel, tensors],
+        modules,
         language_level=3,
         build_dir=f"build/cython-{Cython.__version__}-numpy-{numpy.__version__}",  # whose C no other release takes
         emit_linenums=COVERAGE,

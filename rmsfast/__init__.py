@@ -10,9 +10,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 try:
-    import rmsfast._kernel as _kernel
+    import rmsfast._core.kernel as _kernel
 except ModuleNotFoundError as _error:
-    if _error.name != "rmsfast._kernel":
+    if _error.name != "rmsfast._core.kernel":
         raise
     raise ImportError(
         f"rmsfast: its compiled kernel is not in {__path__[0]}. If that is a checkout's source folder, it hides the "
@@ -21,7 +21,7 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from rmsfast import dialects, reference
-from rmsfast._kernel import get_num_threads, set_num_threads
+from rmsfast._core.threads import get_num_threads, set_num_threads, usable_threads
 from rmsfast.optimizer import RMSProp, rmsprop_update
 from rmsfast.rows import Rows
 
@@ -46,6 +46,6 @@ def config() -> dict[str, Any]:
         "isa": _kernel.ISA,
         "isas": _kernel.ISAS,
         "openmp": _kernel.OPENMP,
-        "num_threads": _kernel.usable_threads(),
+        "num_threads": usable_threads(),
         "numpy": np.__version__,
     }

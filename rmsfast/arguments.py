@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmsfast import _kernel
+from rmsfast._core import steps
+from rmsfast._core.arrays import ArrayPlan
+from rmsfast._core.rows import SummedRows
 from rmsfast.rows import Rows, is_sparse, whole_rows
 from rmsfast.settings import Array, ParamGroup, as_settings, check_together, count_of, did_you_mean
 
@@ -157,7 +159,7 @@ def is_gradient(value: Any) -> bool:
     return isinstance(value, Rows) or is_sparse(value) or is_array(value)
 
 
-def as_gradient(label: str, value: Any, w: Array, erases: bool) -> Array | _kernel.SummedRows | None:
+def as_gradient(label: str, value: Any, w: Array, erases: bool) -> Array | SummedRows | None:
     """Return one gradient in the plan's form: an ndarray of no subclass, the rows of the parameter w, or None.
 
     A step that `erases` gradients cannot take a copy.
@@ -170,7 +172,7 @@ def as_gradient(label: str, value: Any, w: Array, erases: bool) -> Array | _kern
         value = whole_rows(label, value, w.shape)
     if isinstance(value, Rows):
         values = as_array(f"{label}.values", value.values, str(w.dtype))
-        return _kernel.SummedRows(label, w, value.indices, np.asarray(values))
+        return SummedRows(label, w, value.indices, np.asarray(values))
     return np.asarray(as_array(label, value, str(w.dtype)))
 
 
@@ -261,7 +263,7 @@ def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) 
 
 
 def as_group(
-    group: Any, index: int, first: int, alone: bool, defaults: Mapping[str, Any], changed: _kernel.Flag
+    group: Any, index: int, first: int, alone: bool, defaults: Mapping[str, Any], changed: steps.Flag
 ) -> ParamGroup:
     """Return a user's group as a ParamGroup, with settings from `defaults` where it has none.
 
@@ -287,16 +289,16 @@ def as_group(
     return ParamGroup(arrays, names, settings, changed)
 
 
-def as_line(grads: Any, line: _kernel.Line, erases: bool = False) -> list[Any]:
-    """Return one gradient or None for each parameter of a line, from gradients in any form that is allowed.
+def as_line(grads: Any, plan: ArrayPlan, erases: bool = False) -> list[Any]:
+    """Return one gradient or None for each parameter of a plan, from gradients in any form that is allowed.
 
     See `as_gradient` for `erases`.
     """
     if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_gradient(grads):
         grads = as_sequence("grads", grads, "a sequence of gradients")
-        if len(grads) == len(line.groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
-            grads = in_line_by_group(grads, line.groups)
+        if len(grads) == len(plan.groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
+            grads = in_line_by_group(grads, plan.groups)
     return [
-        as_gradient(label_of("grads", key, line.single), g, w, erases)
-        for key, g, w in zip(line.keys, in_line(grads, line.keys, line.named), line.params, strict=True)
+        as_gradient(label_of("grads", key, plan.single), g, w, erases)
+        for key, g, w in zip(plan.keys, in_line(grads, plan.keys, plan.named), plan.params, strict=True)
     ]

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rmsfast._kernel import STATE_NAMES
+from rmsfast._core.plan import STATE_NAMES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

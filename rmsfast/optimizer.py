@@ -9,7 +9,9 @@ from os import PathLike
 from types import MappingProxyType
 from typing import Any
 
-from rmsfast import _kernel
+from rmsfast._core import steps
+from rmsfast._core.arrays import update as update_one
+from rmsfast._core.rows import SummedRows
 from rmsfast.arguments import Loan, as_array, as_group, as_groups, as_line, as_loans, is_array, label_of
 from rmsfast.settings import GRAD_SCALE, SWITCH, ParamGroup, as_settings, read_settings
 from rmsfast.settings import SETTINGS as SETTINGS  # this and the next also for rmsfast.torch
@@ -141,16 +143,16 @@ class RMSProp:
     ) -> None:
         given = locals()
         self._defaults = as_settings({name: given[name] for name in SETTINGS})
-        self._changed = _kernel.Flag()
-        self._plan = _kernel.Plan(self._changed, read_settings, num_threads, type(self)._rule)
+        self._changed = steps.Flag()
+        self._front = steps.ArrayFront(self._changed, read_settings, num_threads, type(self)._rule)
         single = is_array(params)
         groups: list[ParamGroup] = []
         for i, group in enumerate(as_groups(params)):
             first = sum(len(g["params"]) for g in groups)
             groups.append(as_group(group, i, first, single, self._defaults, self._changed))
-        self._plan.add_groups(groups, single)
-        line = self._plan.line
-        self._loans = as_loans("params", line.keys, line.params, line.single)
+        self._front.add_groups(groups, single)
+        plan = self._front.plan
+        self._front.loans = as_loans("params", plan.keys, plan.params, plan.single)
 
     def step(self, grads: Any = None, *, grad_scale: float = 1.0, zero_grads: bool = False) -> None:
         """Update every parameter by its gradient, in place.
@@ -185,9 +187,7 @@ class RMSProp:
         -----
         The step checks everything before it changes the first element. A call that raises has changed nothing.
         """
-        if self._loans:
-            self._check_loans(bound=grads is None)
-        if not self._plan.step(grads, grad_scale, zero_grads):
+        if not self._front.step(grads, grad_scale, zero_grads):
             self._step(grads, grad_scale, zero_grads)
 
     def bind(self, grads: Any) -> None:
@@ -219,39 +219,33 @@ class RMSProp:
         ...     opt.step()
         """
         if grads is None:
-            self._plan.bind(None)
+            self._front.bind(None)
             self._add_loans([])
             return
-        line = self._plan.line
-        arrays = as_line(grads, line)
-        for key, g in zip(line.keys, arrays, strict=True):
-            if isinstance(g, _kernel.SummedRows):
-                label = label_of("grads", key, line.single)
+        plan = self._front.plan
+        arrays = as_line(grads, plan)
+        for key, g in zip(plan.keys, arrays, strict=True):
+            if isinstance(g, SummedRows):
+                label = label_of("grads", key, plan.single)
                 raise TypeError(f"{label}: rows, expected an array that is filled in place: give Rows to each step")
-        loans = as_loans("grads", line.keys, arrays, line.single)
-        if not self._plan.bind(arrays):
+        loans = as_loans("grads", plan.keys, arrays, plan.single)
+        if not self._front.bind(arrays):
             raise RuntimeError("grads: parameters were added during bind, expected the same ones: call bind again")
         self._add_loans(loans)
 
     def _add_loans(self, loans: list[Loan]) -> None:
         """Look at these as well from now on, and at no gradients that were bound before."""
-        self._loans[:] = [loan for loan in self._loans if not loan.bound] + loans
-
-    def _check_loans(self, bound: bool = False) -> None:
-        """Raise if memory of the parameters, or of gradients that are `bound`, was moved or freed by its owner."""
-        for loan in self._loans:
-            if bound or not loan.bound:
-                loan.check()
+        self._front.loans = [loan for loan in self._front.loans if not loan.bound] + loans
 
     def _step(self, grads: Any, grad_scale: Any, zero_grads: Any) -> None:
         """Take a step with arguments of any form that is allowed."""
         scale = GRAD_SCALE.read(grad_scale, "grad_scale")
         erases = SWITCH.read(zero_grads, "zero_grads")
         if grads is None:
-            if not self._plan.step(None, scale, erases):
+            if not self._front.step(None, scale, erases):
                 raise TypeError("grads: None, expected gradients: opt.step(grads), or opt.bind(grads) once before")
             return
-        if not self._plan.step(as_line(grads, self._plan.line, erases), scale, erases):
+        if not self._front.step(as_line(grads, self._front.plan, erases), scale, erases):
             raise RuntimeError("grads: parameters were added during the step, expected the same ones: call step again")
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -268,33 +262,33 @@ class RMSProp:
         TypeError, ValueError
             As the constructor.
         """
-        line = self._plan.line
-        added = as_group(group, len(line.groups), len(line.keys), False, self._defaults, self._changed)
-        self._plan.add_groups([added], single=False)
-        first, line = len(line.keys), self._plan.line
-        self._add_loans(as_loans("params", line.keys[first:], line.params[first:]))
+        plan = self._front.plan
+        added = as_group(group, len(plan.groups), len(plan.keys), False, self._defaults, self._changed)
+        self._front.add_groups([added], single=False)
+        first, plan = len(plan.keys), self._front.plan
+        self._add_loans(as_loans("params", plan.keys[first:], plan.params[first:]))
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
         """The parameter groups: ``opt.param_groups[0]["lr"] = 0.01`` changes a setting between two steps."""
-        return tuple(self._plan.line.groups)
+        return tuple(self._front.plan.groups)
 
     @property
     def lr(self) -> float | Callable[[int], float]:
         """The learning rate of all groups (ValueError if they differ). Setting it sets the rate of each group."""
-        rates = [group["lr"] for group in self._plan.line.groups]
+        rates = [group["lr"] for group in self._front.plan.groups]
         if any(rate != rates[0] for rate in rates):
             raise ValueError(f"lr: the groups have {rates}, expected one rate: read opt.param_groups[i]['lr']")
         return rates[0]  # type: ignore[no-any-return]
 
     @lr.setter
     def lr(self, value: float | Callable[[int], float]) -> None:
-        self._changed.put([group.held() for group in self._plan.line.groups], as_settings({"lr": value}))
+        self._changed.put([group.held() for group in self._front.plan.groups], as_settings({"lr": value}))
 
     @property
     def skipped_steps(self) -> int:
         """How many steps were skipped because of nonfinite gradients (see `nonfinite`)."""
-        return self._plan.skipped
+        return self._front.skipped
 
     @property
     def state(self) -> Mapping[Any, Mapping[str, Any]]:
@@ -303,7 +297,7 @@ class RMSProp:
         ``square_avg`` is v. ``grad_avg`` is m, and exists once the parameter's group was centered. ``momentum_buffer``
         is b, and exists once the group had a momentum. The mapping cannot be changed; use `load_state_dict`.
         """
-        _, entries = self._plan.state()
+        _, entries = self._front.state()
         return MappingProxyType({key: MappingProxyType({"step": step, **arrays}) for key, step, arrays in entries})
 
     def state_dict(self) -> dict[str, Any]:
@@ -317,7 +311,7 @@ class RMSProp:
             its settings and of ``params``, the names or indices of its parameters. A callable ``lr`` is left out, and
             ``step``, the number of steps taken, is there instead.
         """
-        return as_state_dict(self._plan.snapshot())
+        return as_state_dict(self._front.snapshot())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned. The parameters stay as they are. If it raises, nothing changes.
@@ -334,7 +328,7 @@ class RMSProp:
             If something is missing, unknown, of a wrong type, or does not fit, or if a parameter was resized or changed
             since it was given.
         """
-        self._plan.restore(*as_restored(self._plan, state_dict))
+        self._front.restore(*as_restored(self._front, state_dict))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the parameters, their state and the settings to one file, from which `load` continues.
@@ -360,8 +354,7 @@ class RMSProp:
         """
         from rmsfast import checkpoint  # here, because it would double the time that `import rmsfast` takes
 
-        self._check_loans()
-        taken = self._plan.snapshot(with_params=True)
+        taken = self._front.snapshot(with_params=True)
         checkpoint.write(path, as_state_dict(taken), taken.params, taken.skipped)
 
     def load(self, path: str | PathLike[str]) -> None:
@@ -389,11 +382,10 @@ class RMSProp:
         from rmsfast import checkpoint
 
         state_dict, saved, skipped = checkpoint.read(path)
-        line, steps, states, settings, steps_taken = as_restored(self._plan, state_dict)
-        params = [as_like(f"params[{key!r}]", saved[key], w) for key, w in zip(line.keys, line.params, strict=True)]
+        plan, steps, states, settings, steps_taken = as_restored(self._front, state_dict)
+        params = [as_like(f"params[{key!r}]", saved[key], w) for key, w in zip(plan.keys, plan.params, strict=True)]
         skipped = as_count("skipped_steps", skipped)
-        self._check_loans()
-        self._plan.restore(line, steps, states, settings, steps_taken, params, skipped)
+        self._front.restore(plan, steps, states, settings, steps_taken, params, skipped)
 
     def __copy__(self) -> "RMSProp":
         twin = type(self).__new__(type(self))
@@ -401,18 +393,17 @@ class RMSProp:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        self._check_loans()
-        taken = self._plan.snapshot(with_params=True)
-        line = taken.line
+        taken = self._front.snapshot(with_params=True)
+        plan = taken.plan
         return {
             # The arrays themselves, because a model in the same copy has them, too. They may change before they are
             # copied, so their "values" are here as well.
-            "params": line.params[0]
-            if line.single
-            else [{**group, **values} for group, values in zip(line.groups, taken.settings, strict=True)],
-            "settings": taken.settings[0] if line.single else {},
+            "params": plan.params[0]
+            if plan.single
+            else [{**group, **values} for group, values in zip(plan.groups, taken.settings, strict=True)],
+            "settings": taken.settings[0] if plan.single else {},
             "defaults": self._defaults,
-            "num_threads": self._plan.num_threads,
+            "num_threads": self._front.num_threads,
             "steps_taken": taken.steps,
             "skipped_steps": taken.skipped,
             "state_dict": as_state_dict(taken),
@@ -423,17 +414,18 @@ class RMSProp:
     def __setstate__(self, state: dict[str, Any]) -> None:
         RMSProp.__init__(self, state["params"], **state["settings"], num_threads=state["num_threads"])
         self._defaults = state["defaults"]
-        line, steps, states, settings, _ = as_restored(self._plan, state["state_dict"])
-        self._plan.restore(line, steps, states, settings, state["steps_taken"], state["values"], state["skipped_steps"])
+        plan, steps, states, settings, _ = as_restored(self._front, state["state_dict"])
+        taken, skipped = state["steps_taken"], state["skipped_steps"]
+        self._front.restore(plan, steps, states, settings, taken, state["values"], skipped)
         self.__dict__.update(state["attributes"])
 
     def __repr__(self) -> str:
-        groups = "".join(f"\n    {group!r}" for group in self._plan.line.groups)
+        groups = "".join(f"\n    {group!r}" for group in self._front.plan.groups)
         return f"{type(self).__name__}({groups}\n)"
 
 
 # What __setstate__ makes anew. All other attributes belong to a subclass.
-_OWN_ATTRIBUTES = ("_defaults", "_changed", "_plan", "_loans")
+_OWN_ATTRIBUTES = ("_defaults", "_changed", "_front")
 
 
 def rmsprop_update(
@@ -491,7 +483,7 @@ def update_with(
     num_threads: int | None,
 ) -> None:
     """Check the arguments of `rmsprop_update`, then let rule(w, v, g) compute, or the kernel if the rule is None."""
-    _kernel.update(
+    update_one(
         as_array("w", w),
         as_array("v", v),
         as_array("g", g),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmsfast import _kernel
+from rmsfast._core import steps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -173,7 +173,7 @@ class ParamGroup(MutableMapping[str, Any]):
     """
 
     def __init__(
-        self, params: Sequence[Array], names: Sequence[str] | None, settings: dict[str, Any], flag: _kernel.Flag
+        self, params: Sequence[Array], names: Sequence[str] | None, settings: dict[str, Any], flag: steps.Flag
     ) -> None:
         self._fixed: dict[str, Any] = {"params": tuple(params)}
         if names is not None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rmsfast import _kernel
+from rmsfast._core.plan import STATE_NAMES
+from rmsfast._core.steps import ArrayFront, Snapshot
 from rmsfast.arguments import as_array
 from rmsfast.settings import Array, as_float, as_settings, check_together, count_of, is_schedule
 
@@ -15,11 +16,11 @@ from rmsfast.settings import Array, as_float, as_settings, check_together, count
 MOST_STEPS = min(2**53, sys.maxsize)
 
 
-def as_state_dict(taken: _kernel.Snapshot) -> dict[str, Any]:
+def as_state_dict(taken: Snapshot) -> dict[str, Any]:
     """Return a snapshot of a plan in PyTorch's layout, with all state arrays that the settings need."""
     state = {key: {"step": step, **arrays} for key, step, arrays in taken.entries}
     groups, rest = [], iter(state)
-    for group, values in zip(taken.line.groups, taken.settings, strict=True):
+    for group, values in zip(taken.plan.groups, taken.settings, strict=True):
         settings = values.copy()
         keys = [next(rest) for _ in group["params"]]
         for key in keys:
@@ -36,7 +37,7 @@ def as_state_dict(taken: _kernel.Snapshot) -> dict[str, Any]:
 def arrays_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the state arrays that a group's settings need."""
     needed = (True, settings["centered"], settings["momentum"] != 0)
-    return tuple(name for name, is_needed in zip(_kernel.STATE_NAMES, needed, strict=True) if is_needed)
+    return tuple(name for name, is_needed in zip(STATE_NAMES, needed, strict=True) if is_needed)
 
 
 def as_like(label: str, value: Any, w: Array) -> Array:
@@ -75,10 +76,10 @@ def as_count(label: str, value: Any) -> int:
     return int(number)
 
 
-def as_restored(plan: _kernel.Plan, state_dict: Any) -> tuple[Any, Any, Any, Any, int | None]:
-    """Return the arguments of `Plan.restore` from a state dict, or raise."""
-    line, _ = plan.state()
-    groups, keys = line.groups, line.keys
+def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any, int | None]:
+    """Return the arguments of `ArrayFront.restore` from a state dict, or raise."""
+    plan, _ = front.state()
+    groups, keys = plan.groups, plan.keys
     entries = part(state_dict, "state", Mapping)
     packed = list(part(state_dict, "param_groups", (list, tuple)))
     if len(packed) != len(groups):
@@ -105,13 +106,13 @@ def as_restored(plan: _kernel.Plan, state_dict: Any) -> tuple[Any, Any, Any, Any
     if unknown:
         raise ValueError(f"state[{unknown[0]!r:.60}]: no such parameter, expected one of {keys!r:.200}")
     steps, states = [], []
-    for key, w, names in zip(keys, line.params, needed, strict=True):
+    for key, w, names in zip(keys, plan.params, needed, strict=True):
         entry = part(entries, key, Mapping, "state")
-        surplus = [name for name in entry if name not in ("step", *_kernel.STATE_NAMES)]
+        surplus = [name for name in entry if name not in ("step", *STATE_NAMES)]
         if surplus:
             raise ValueError(f"state[{key!r}][{surplus[0]!r:.60}]: no such state, expected step, {', '.join(names)}")
         steps.append(as_count(f"state[{key!r}]['step']", part(entry, "step", object, f"state[{key!r}]")))
         arrays = {name: part(entry, name, object, f"state[{key!r}]") for name in (*names, *entry) if name != "step"}
         states.append({name: as_like(f"state[{key!r}][{name!r}]", a, w) for name, a in arrays.items()})
     held = [group.held() for group in groups]
-    return line, steps, states, list(zip(held, settings, strict=True)), steps_taken
+    return plan, steps, states, list(zip(held, settings, strict=True)), steps_taken

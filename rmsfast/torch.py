@@ -1,12 +1,12 @@
 """RMSprop for PyTorch: `torch.optim.RMSprop` with rmsfast's kernel underneath.
 
-A step goes from `RMSprop.step` straight to its plan in `_tensors.pyx`, which looks at every tensor and runs the kernel.
-What stands here is what happens when the plan is made, and the same rule in PyTorch's operations, for parameters that
-the kernel does not take: on other devices, of other dtypes, of subclasses with a memory of their own kind.
+A step goes from `RMSprop.step` straight to its plan in `_core/tensors.pyx`, which looks at every tensor and runs the
+kernel. What stands here is what happens when the plan is made. `torch_tensors.py` has the same rule in PyTorch's
+operations, for parameters that the kernel does not take.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +18,27 @@ except ImportError as _error:
 from torch import Tensor
 from torch.optim import optimizer as base
 from torch.optim.optimizer import Optimizer
+from torch.utils import _python_dispatch as modes
 
-import rmsfast._kernel as _kernel
-import rmsfast._tensors as _tensors
-from rmsfast.optimizer import SETTINGS, check_together
-from rmsfast.optimizer import RMSProp as NativeRMSProp
+from rmsfast._core import tensors as _tensors
+from rmsfast._core.plan import STATE_NAMES
+from rmsfast._core.rows import SummedRows
+from rmsfast._core.threads import Lock, check_num_threads
+from rmsfast.settings import SETTINGS, check_together
+from rmsfast.torch_tensors import (
+    DTYPES,
+    STEP,
+    Entry,
+    as_gradient,
+    as_native,
+    check_memory,
+    check_others,
+    is_distributed,
+    kind_of,
+    measure,
+    step_tensor,
+    update,
+)
 
 __all__ = ["RMSprop", "RMSpropTFLike", "from_native", "to_native"]
 
@@ -36,6 +52,10 @@ OURS: dict[str, Any] = {
     "decoupled_weight_decay": False,
     "nesterov": False,
     "bias_correction": False,
+    "clip_value": None,
+    "clip_norm": None,
+    "clip_global_norm": None,
+    "nonfinite": "propagate",
 }
 # Those of PyTorch that a group from an older version may lack.
 LATER: dict[str, Any] = {"momentum": 0, "centered": False, "foreach": None, "maximize": False}
@@ -48,94 +68,37 @@ REFUSED = {
 NATIVE_NAMES = {"alpha": "beta"}
 NUMBERS = ("lr", "alpha", "eps", "weight_decay", "momentum", "initial_square_avg")
 SWITCHES = ("centered", "maximize", *(name for name, value in OURS.items() if value is False))
-NATIVE_DEFAULTS = {
-    name: default for name, default in (NativeRMSProp.__init__.__kwdefaults__ or {}).items() if name in SETTINGS
-}
+CHECKED = ("clip_value", "clip_norm", "clip_global_norm", "nonfinite")
+# What looks the same while its value changes, as a tensor that is a learning rate.
+FIXED = (float, int, bool, str, type(None))
+
+profiler_enabled = torch._C._autograd._profiler_enabled
 
 
 def read_settings(group: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """Return the kernel's settings of a group, and whether they may change without the group showing it."""
-    settings = dict(NATIVE_DEFAULTS)
+    settings: dict[str, Any] = {}
     for name in NUMBERS:
         settings[NATIVE_NAMES.get(name, name)] = float(group[name])
     for name in SWITCHES:
         settings[name] = bool(group[name])
+    for name in CHECKED:
+        settings[name] = SETTINGS[name].read(group[name], name)
     if settings["momentum"] < 0:  # PyTorch asks whether it is > 0
         settings["momentum"] = 0.0
     check_together(settings)
-    return settings, any(isinstance(group[name], Tensor) for name in NUMBERS)
+    return settings, any(type(group[name]) not in FIXED for name in (*NUMBERS, *CHECKED))
 
 
-# ---- Tensors that the kernel can take ----
-
-DTYPES = {  # DLPack's code and bits
-    torch.float32: (2, 32),
-    torch.float64: (2, 64),
-    torch.complex64: (5, 64),
-    torch.complex128: (5, 128),
-}
-PLAIN = (Tensor, torch.nn.Parameter)
-STEP = len(_kernel.STATE_NAMES)  # where a parameter's step count stands among its tensors
-profiler_enabled = torch._C._autograd._profiler_enabled
-
-
-def increment_one_by_one(tensors: Iterable[Tensor]) -> None:
-    """Raise the version counters, as an operation in place does: what autograd has saved of these is stale."""
-    for tensor in tensors:
-        torch.autograd.graph.increment_version(tensor)
-
-
-def takes_several(increment: Callable[[Any], None]) -> bool:
-    """Whether a version of PyTorch raises the counters of several tensors in one call."""
-    try:
-        increment([])
-    except TypeError:
-        return False
-    return True
-
-
-increment_version: Callable[[Any], None] = torch.autograd.graph.increment_version
-_tensors.set_up(Tensor, DTYPES, increment_version if takes_several(increment_version) else increment_one_by_one)
-
-
-def local(tensor: Tensor) -> Tensor | None:
-    """Return a tensor with the memory of the elements that this process has; None for an unknown kind of tensor."""
-    kind: Any = type(tensor)
-    if kind in PLAIN:
-        return tensor
-    if is_distributed(tensor):
-        with torch.no_grad():
-            mine: Tensor = cast(Any, tensor).to_local()
-        return mine if type(mine) in PLAIN else None
-    if kind.__torch_dispatch__ is Tensor.__torch_dispatch__ and isinstance(tensor, torch.nn.Parameter):
-        return tensor
-    return None
-
-
-def is_distributed(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor."""
-    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
-
-
-def kind_of(tensor: Tensor) -> Any:
-    """Return what decides whether a parameter is the kernel's, as far as it changes in a parameter's life."""
-    return type(tensor), tensor.dtype, tensor.device, tensor.shape
-
-
-def placement(tensor: Tensor) -> Any:
-    """Return how a DTensor is spread over processes; None for all others."""
-    return (cast(Any, tensor).device_mesh, cast(Any, tensor).placements) if is_distributed(tensor) else None
-
-
-def as_plain(value: Tensor) -> Tensor:
-    """Return a tensor of class Tensor, and of no subclass, with the same memory."""
-    return value if type(value) is Tensor else value.detach()
+def asks_for_measures(group: Mapping[str, Any]) -> bool:
+    """Whether a group's settings need the norm of its gradients, or their count of nonfinite numbers."""
+    return group["nonfinite"] != "propagate" or not group["clip_norm"] is group["clip_global_norm"] is None
 
 
 # ---- The optimizer ----
 
 Loss = Any
-Entry = dict[str, Any]
+Other = tuple[int, Tensor, Tensor, Entry, Entry]  # index, parameter, gradient, state, group
 
 
 class RMSprop(Optimizer):
@@ -167,6 +130,10 @@ class RMSprop(Optimizer):
         PyTorch's choice of an implementation: here for the sake of `zero_grad`, which asks for it. There is one step.
     eps_inside_sqrt, lr_in_momentum, initial_square_avg, decoupled_weight_decay, nesterov, bias_correction
         As those of `rmsfast.RMSProp`. They are settings of groups, too.
+    clip_value, clip_norm, clip_global_norm, nonfinite
+        As those of `rmsfast.RMSProp`, in the same pass as the step. They are settings of groups, too. The global norm
+        is that of the gradients of all parameters that the optimizer has. The gradients themselves stay as they are. A
+        DTensor allows `clip_value` alone: the others would need the gradients of other processes.
     num_threads : int, optional
         The most threads that a step may use. Without it, ``torch.get_num_threads()`` says.
 
@@ -174,6 +141,13 @@ class RMSprop(Optimizer):
     ------
     TypeError, ValueError
         As PyTorch's, with its messages; ValueError for `capturable` and `differentiable`.
+
+    Attributes
+    ----------
+    skipped_steps : int
+        How many steps were skipped because of nonfinite gradients (see `nonfinite`).
+    num_threads : int or None
+        As the argument. It may be set.
 
     Notes
     -----
@@ -219,6 +193,10 @@ class RMSprop(Optimizer):
         decoupled_weight_decay: bool = False,
         nesterov: bool = False,
         bias_correction: bool = False,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        clip_global_norm: float | None = None,
+        nonfinite: str = "propagate",
         num_threads: int | None = None,
     ) -> None:
         if isinstance(lr, Tensor) and lr.numel() != 1:
@@ -250,35 +228,52 @@ class RMSprop(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "nesterov": nesterov,
             "bias_correction": bias_correction,
+            "clip_value": clip_value,
+            "clip_norm": clip_norm,
+            "clip_global_norm": clip_global_norm,
+            "nonfinite": nonfinite,
         }
         refuse(defaults)
         read_settings(defaults)
-        _tensors.check_num_threads(num_threads)
         self.num_threads = num_threads
+        self.skipped_steps = 0
         self._forget()
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
         """Have no plan: the next step makes one."""
-        self._lock = getattr(self, "_lock", None) or _kernel.Lock()
+        self._lock = getattr(self, "_lock", None) or Lock()
         self._plan: _tensors.TensorPlan | None = None
         self._line: list[tuple[Tensor, Entry, bool | None]] = []  # parameter, group, whether the kernel takes it
-        self._others: list[tuple[Tensor, Entry, Any]] = []  # those that it does not take, of what kind they are
+        self._others: list[tuple[int, Tensor, Entry, Any]] = []  # those that it does not take, and what kind they are
         self._held: list[Tensor] = []
+        self._alone: _tensors.TensorPlan | None = None  # the plan, where it can take the next step without more ado
         self._unusual = False  # the last step had gradients that the plan does not take as they are
+
+    @property
+    def num_threads(self) -> int | None:
+        """The most threads that a step may use; None follows ``torch.get_num_threads()``."""
+        return self._num_threads
+
+    @num_threads.setter
+    def num_threads(self, value: int | None) -> None:
+        check_num_threads(value)
+        self._num_threads = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; see `torch.optim.Optimizer.add_param_group`."""
         if isinstance(param_group, dict):
             refuse(param_group)
+            read_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "num_threads": self.num_threads}
+        return {**super().__getstate__(), "_num_threads": self.num_threads, "skipped_steps": self.skipped_steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("num_threads", None)
+        self.__dict__.setdefault("_num_threads", None)
+        self.__dict__.setdefault("skipped_steps", 0)
         self._forget()
         for group in self.param_groups:
             for name, value in {**LATER, **OURS}.items():
@@ -320,59 +315,89 @@ class RMSprop(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        threads = self.num_threads or torch.get_num_threads()
-        plan = self._plan
-        if plan is None or self._unusual or not plan.step(self.param_groups, self.state, threads):
+        threads = self._num_threads or torch.get_num_threads()
+        plan = self._alone
+        if (
+            plan is None
+            or modes._is_in_torch_dispatch_mode
+            or plan.step(self.param_groups, self.state, threads) is not True
+        ):
             self._step_anew(threads)
-        elif self._others:
-            self._update_others([(p, p.grad, group) for p, group, _ in self._others if p.grad is not None])
-            if any(kind_of(p) != kind for p, _, kind in self._others):  # perhaps it is the kernel's from now on
-                self._plan = None
         return loss
 
     _observed_step = Optimizer.profile_hook_step(_step)  # with hooks and, for the profiler, a name
 
     @torch.no_grad()
     def _step_anew(self, threads: int) -> None:
-        """Take a step for which the plan did not suffice: because of the gradients, or of all else."""
-        if self._plan is not None and self._step_with_any_gradients(threads):
+        """Take a step for which the plan alone did not suffice: because of the gradients, or of all else."""
+        self._alone = None
+        if modes._is_in_torch_dispatch_mode:  # such a mode, as FakeTensorMode, has to see every operation
+            self._make_plan(by_operations=True)
+            try:
+                self._take(threads, None, self._others_with_gradients())
+            finally:
+                self._forget()
             return
+        if self._plan is not None:
+            if not self._unusual and self._take(threads, None, self._others_with_gradients()):
+                return
+            if self._step_with_any_gradients(threads):
+                return
         self._make_plan()
         if self._step_with_any_gradients(threads):
+            if not self._unusual and not self._others:
+                self._alone = self._plan
             return
         # What is left is a gradient that shares memory with a parameter or its state.
         if not self._step_with_any_gradients(threads, clone=True):
             raise RuntimeError("a parameter, its state or its gradient changed during the step")
 
+    def _others_with_gradients(self) -> list[Other]:
+        """Return the parameters that the kernel does not take and that have gradients."""
+        return [
+            (i, p, p.grad, self._state_of(p, group), group) for i, p, group, _ in self._others if p.grad is not None
+        ]
+
     def _step_with_any_gradients(self, threads: int, clone: bool = False) -> bool:
         """Take a step with gradients of all kinds. False, with nothing done, if the plan does not fit."""
-        grads: list[Tensor | _kernel.SummedRows | None] = []
-        others = []
+        grads: list[Tensor | SummedRows | None] = []
+        others: list[Other] = []
         unusual = clone
-        for p, group, ours in self._line:
-            given = p.grad
+        for i, (p, group, ours) in enumerate(self._line):
+            given = p.grad.clone() if clone and p.grad is not None else p.grad
             mine = given if given is None or ours is None else as_gradient(p, given) if ours else None
             if given is not None and mine is None:
-                others.append((p, given, group))
+                others.append((i, p, given, self._state_of(p, group), group))
             unusual |= mine is not given and ours is True
-            grads.append(mine.clone() if clone and isinstance(mine, Tensor) else mine)
-        assert self._plan is not None
-        if not self._plan.step(self.param_groups, self.state, threads, grads):
+            grads.append(mine)
+        if not self._take(threads, grads, others):
             return False
         self._unusual = unusual
-        self._update_others(others)
         return True
 
-    @torch.no_grad()
-    def _update_others(self, others: list[tuple[Tensor, Tensor, Entry]]) -> None:
-        """Update what is not for the kernel: other parameters, and those with gradients of other kinds."""
-        for p, grad, group in others:
-            settings, _ = read_settings(group)
-            entry = self._state_of(p, group)
-            for tensor in (p, grad, *entry.values()):
-                check_memory(tensor)
-            entry["step"] += 1
-            update(p, grad, entry, settings)
+    def _take(self, threads: int, grads: list[Tensor | SummedRows | None] | None, others: list[Other]) -> bool:
+        """Take a step by the plan, and by PyTorch's operations on `others`.
+
+        Everything is checked before anything changes, and `others` take part in norms and in what is decided. Returns
+        False, with nothing done, if the plan does not fit.
+        """
+        assert self._plan is not None
+        check_others(others)
+        settings = {id(group): read_settings(group)[0] for *_, group in others}
+        measured = None
+        if others and any(asks_for_measures(group) for group in self.param_groups):
+            measured = {i: measure(grad) for i, _, grad, _, _ in others}
+        taken = self._plan.step(self.param_groups, self.state, threads, grads, measured)
+        if taken is None:
+            self.skipped_steps += 1
+        elif taken:
+            for i, p, grad, entry, group in others:
+                entry["step"] += 1
+                factor = 1.0 if measured is None else self._plan.factor(i)
+                update(p, grad, entry, settings[id(group)], factor)
+            if any(kind_of(p) != kind for _, p, _, kind in self._others):  # perhaps it is the kernel's from now on
+                self._plan = None
+        return taken is not False
 
     def _state_of(self, p: Tensor, group: Entry) -> Entry:
         """Return a parameter's state, with all that its group's settings ask for."""
@@ -388,17 +413,25 @@ class RMSprop(Optimizer):
                 entry[name] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
         return entry
 
-    def _make_plan(self) -> None:
-        """Sort the parameters into the kernel's and others, and plan the steps of the former."""
+    def _make_plan(self, by_operations: bool = False) -> None:
+        """Sort the parameters into the kernel's and others, and plan the steps of the former.
+
+        None are the kernel's where all go `by_operations`.
+        """
         natives: list[tuple[Tensor | None, ...] | bool | None] = []
         memory = []  # where each of the kernel's tensors begins and ends, and whose it is
         line = [(p, group) for group in self.param_groups for p in group["params"]]
         for i, (p, group) in enumerate(line):
+            if is_distributed(p) and any(asks_for_measures(other) for other in self.param_groups):
+                raise ValueError(
+                    f"parameter {i}: a DTensor, of which each process has a part, expected no clip_norm, "
+                    "clip_global_norm or nonfinite: torch.nn.utils.clip_grad_norm_ knows all parts"
+                )
             if p.grad is None and not self.state.get(p):
                 natives.append(None)
                 continue
             check_memory(p)
-            tensors = as_native(p, self._state_of(p, group))
+            tensors = None if by_operations else as_native(p, self._state_of(p, group))
             natives.append(tensors or False)
             places = [_tensors.memory_of(t) for k, t in enumerate(tensors or ()) if t is not None and k != STEP]
             memory += [(*place, i) for place in places if place and place[0] < place[1]]
@@ -409,15 +442,15 @@ class RMSprop(Optimizer):
             if stop > farthest:
                 farthest, owner = stop, i
         self._plan = _tensors.TensorPlan(self._lock, self.param_groups, self.state, natives, read_settings)
-        # A view refers to its base: PyTorch shows a tensor twice as fast to which C++ refers, too. Not to parameters:
-        # torch.utils.swap_tensors refuses those then.
-        state = [t for tensors in natives if isinstance(tensors, tuple) for t in tensors[: STEP + 1] if t is not None]
-        self._held = [t.view_as(t) for t in state]
+        # A view refers to its base: PyTorch shows a tensor twice as fast to which C++ refers, too. Only step counts
+        # have a view, because torch.utils.swap_tensors refuses tensors that others refer to.
+        counts = [tensors[STEP] for tensors in natives if isinstance(tensors, tuple)]
+        self._held = [count.view_as(count) for count in counts if count is not None]
         self._line = [
             (p, group, None if tensors is None else bool(tensors))
             for (p, group), tensors in zip(line, natives, strict=True)
         ]
-        self._others = [(p, group, kind_of(p)) for p, group, ours in self._line if ours is False]
+        self._others = [(i, p, group, kind_of(p)) for i, (p, group, ours) in enumerate(self._line) if ours is False]
 
 
 class RMSpropTFLike(RMSprop):
@@ -477,128 +510,6 @@ def refuse(group: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: True, expected False: {reason}")
 
 
-def step_tensor(count: float) -> Tensor:
-    """Return a step count as PyTorch keeps it."""
-    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    return torch.tensor(float(count), dtype=dtype)
-
-
-def check_memory(tensor: Any) -> None:
-    """Refuse a tensor whose memory was taken away: PyTorch's own operations would crash."""
-    if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        return
-    if tensor.numel() > 0 and tensor.data_ptr() == 0 and not tensor._is_zerotensor():
-        raise RuntimeError(f"a tensor of shape {tuple(tensor.shape)}: no memory, because its storage was resized")
-
-
-def as_native(p: Tensor, entry: Entry) -> tuple[Tensor | None, ...] | None:
-    """Return the tensors of a parameter as `TensorPlan` wants them, or None if the kernel does not take it.
-
-    State that lies otherwise than the parameter is replaced by state that lies as it does.
-    """
-    mine = local(p)
-    if mine is None or p.is_inference() or _tensors.memory_of(mine) is None or not _tensors.is_step(entry["step"]):
-        return None
-    tensors: list[Tensor | None] = []
-    for name in _kernel.STATE_NAMES:
-        value = entry.get(name)
-        if value is None:
-            tensors.append(None)
-            continue
-        part = local(value)
-        if part is None or part.dtype != mine.dtype or part.shape != mine.shape or part.device != mine.device:
-            return None
-        check_memory(part)
-        if part.stride() != mine.stride() or _tensors.memory_of(part) is None:
-            if part is not value:
-                return None
-            part = entry[name] = torch.empty_like(mine, requires_grad=False).copy_(value)
-        tensors.append(part)
-    return (*tensors, entry["step"], mine)
-
-
-def as_gradient(p: Tensor, grad: Tensor) -> Tensor | _kernel.SummedRows | None:
-    """Return the gradient of one of the kernel's parameters as `TensorPlan` wants it, or None if it is not for it."""
-    if is_distributed(grad) != is_distributed(p) or placement(grad) != placement(p):
-        return None
-    mine, w = local(grad), local(p)
-    if mine is None or w is None:
-        return None
-    if mine.shape != w.shape:
-        raise RuntimeError(f"a gradient of shape {tuple(mine.shape)}, expected {tuple(w.shape)}, as its parameter")
-    if mine.layout is torch.sparse_coo and mine.sparse_dim() == 1 and w.stride() == strides_in_c_order(w):
-        indices = mine._indices()[0].numpy()
-        return _kernel.SummedRows("grad", np.from_dlpack(w.detach()), indices, mine._values().to(w.dtype).numpy())
-    if mine.layout is not torch.strided:
-        return None
-    check_memory(mine)
-    mine = as_plain(mine.resolve_conj().resolve_neg()).to(w.dtype)
-    return mine.clone() if mine._is_zerotensor() else mine
-
-
-def strides_in_c_order(tensor: Tensor) -> tuple[int, ...]:
-    return torch.empty(tensor.shape, device="meta").stride()
-
-
-def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any]) -> None:
-    """Update one parameter and its state in place, by PyTorch's operations, which round as they like.
-
-    Parameters
-    ----------
-    p : tensor
-    grad : tensor
-        Of the same shape; a sparse one updates what it has elements for.
-    entry : dict
-        The parameter's state: step, this one counted, square_avg and, where they are asked for, grad_avg and
-        momentum_buffer.
-    settings : dict
-        The kernel's settings.
-    """
-    names = [name for name in _kernel.STATE_NAMES if name in entry]
-    if grad.layout is torch.sparse_coo and grad.sparse_dim() > 0:
-        grad = grad.coalesce()
-        place = tuple(grad.indices())
-        parts = {name: entry[name][place] for name in names}
-        part = p[place]
-        update(part, grad.values(), {**parts, "step": entry["step"]}, settings)
-        for name in names:
-            entry[name][place] = parts[name]
-        p[place] = part
-        return
-    if grad.layout is not torch.strided:
-        grad = grad.to_dense()
-    arrays = {name: entry[name] for name in names}
-    if p.is_complex():
-        p, grad = torch.view_as_real(p), torch.view_as_real(grad.resolve_conj())
-        arrays = {name: torch.view_as_real(value) for name, value in arrays.items()}
-    lr, beta, eps, momentum = (settings[name] for name in ("lr", "beta", "eps", "momentum"))
-
-    if settings["maximize"]:
-        grad = -grad
-    if settings["weight_decay"] != 0:
-        if settings["decoupled_weight_decay"]:
-            p.mul_(1 - lr * settings["weight_decay"])
-        else:
-            grad = grad.add(p, alpha=settings["weight_decay"])
-    average = arrays["square_avg"].mul_(beta).addcmul_(grad, grad, value=1 - beta)
-    correction = 1 / (1 - beta ** float(entry["step"])) if settings["bias_correction"] else 1.0
-    if settings["bias_correction"]:
-        average = average * correction
-    if settings["centered"]:
-        mean = arrays["grad_avg"].lerp_(grad, 1 - beta) * correction
-        average = average.addcmul(mean, mean, value=-1).clamp_(min=0)
-    divisor = (average + eps).sqrt_() if settings["eps_inside_sqrt"] else average.sqrt().add_(eps)
-    if momentum == 0:
-        p.addcdiv_(grad, divisor, value=-lr)
-        return
-    inside, outside = (lr, 1.0) if settings["lr_in_momentum"] else (1.0, lr)
-    buffer = arrays["momentum_buffer"].mul_(momentum).addcdiv_(grad, divisor, value=inside)
-    if settings["nesterov"]:
-        p.add_(grad.div(divisor).mul_(inside).add_(buffer, alpha=momentum), alpha=-outside)
-    else:
-        p.add_(buffer, alpha=-outside)
-
-
 # ---- To and from rmsfast.RMSProp ----
 
 
@@ -634,7 +545,7 @@ def to_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"state[{index}]: none yet, expected each parameter to have had a gradient")
             label = f"state[{index}]"
             state[key] = {"step": int(entry["step"])} | {
-                name: as_numpy(f"{label}[{name!r}]", entry[name]) for name in _kernel.STATE_NAMES if name in entry
+                name: as_numpy(f"{label}[{name!r}]", entry[name]) for name in STATE_NAMES if name in entry
             }
     return {"state": state, "param_groups": groups}
 
@@ -655,20 +566,14 @@ def from_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If a group clips, asks what to do with nonfinite gradients, or has a schedule for lr, which an optimizer of
-        PyTorch's leaves to others.
+        If a group has a schedule for lr, which an optimizer of PyTorch's leaves to others.
     """
     state: dict[int, Entry] = {}
     groups = []
     for i, group in enumerate(state_dict["param_groups"]):
-        for name in ("clip_value", "clip_norm", "clip_global_norm", "nonfinite"):
-            if group.get(name) not in (None, "propagate"):
-                raise ValueError(
-                    f"param_groups[{i}][{name!r}]: {group[name]!r}, expected none: PyTorch has no such setting"
-                )
         if "lr" not in group:
             raise ValueError(f"param_groups[{i}]: a schedule for lr, expected a number")
-        settings = {name: group[NATIVE_NAMES.get(name, name)] for name in (*NUMBERS, *SWITCHES)}
+        settings = {name: group[NATIVE_NAMES.get(name, name)] for name in (*NUMBERS, *SWITCHES, *CHECKED)}
         keys = group["params"]
         indices = list(range(len(state), len(state) + len(keys)))
         names = {"param_names": list(keys)} if any(isinstance(key, str) for key in keys) else {}
@@ -676,7 +581,7 @@ def from_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         for index, key in zip(indices, keys, strict=True):
             entry = state_dict["state"][key]
             state[index] = {"step": step_tensor(entry["step"])} | {
-                name: torch.tensor(entry[name]) for name in _kernel.STATE_NAMES if name in entry
+                name: torch.tensor(entry[name]) for name in STATE_NAMES if name in entry
             }
     return {"state": state, "param_groups": groups}
 

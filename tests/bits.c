@@ -129,12 +129,14 @@ static uint64_t rows_and_strides(int is_float64)
     uint64_t digest = add(0, (uint64_t)count);
     for (ptrdiff_t i = 0; i < count; i++)
         digest = digest_of(add(digest, (uint64_t)distinct[i]), grads[i], WIDTH, is_float64);
-    for (int fortran = 0; fortran < 2; fortran++) {
-        rmsfast_gather(sums, first + (ROWS - 1) * WIDTH * size, 5, ROWS * WIDTH - 9, size, 2, shape, strides, fortran);
+    for (int turned = 0; turned < 2; turned++) {
+        const ptrdiff_t turned_shape[] = {shape[turned], shape[!turned]};
+        const ptrdiff_t turned_strides[] = {strides[turned], strides[!turned]};
+        rmsfast_gather(sums, first + (ROWS - 1) * WIDTH * size, 5, ROWS * WIDTH - 9, size, 2, turned_shape, turned_strides);
         digest = digest_of(digest, sums, ROWS * WIDTH - 9, is_float64);
     }
     for (int i = 0; i < 50; i++)
-        digest = add(digest, (uint64_t)rmsfast_strides_into(i, i + 3, size, 2, shape, (ptrdiff_t[]){100, 16}));
+        digest = add(digest, (uint64_t)rmsfast_strides_into(i, i + 3, size, 2, shape, (ptrdiff_t[]){100, 16}, 1));
     return digest;
 }
 

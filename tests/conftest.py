@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import SHORT_STRETCHES, fleeting
 
-from rmsfast import _kernel
+from rmsfast._core.threads import _tune
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def rng():
 @pytest.fixture
 def short_stretches():
     """Let threads share even a handful of elements, however long that takes them."""
-    old = _kernel._tune(**SHORT_STRETCHES)
+    old = _tune(**SHORT_STRETCHES)
     yield
-    _kernel._tune(**old)
+    _tune(**old)
 
 
 @pytest.fixture

@@ -28,15 +28,8 @@ SETTINGS = {
     "nonfinite": "propagate",
 }
 
-# Constants of the kernel with which threads share even a handful of elements, however long that takes them.
-SHORT_STRETCHES = {
-    "bytes_per_thread": 1,
-    "cores": 1024,
-    "dispatch_seconds": 1e-12,
-    "seconds_to_inherit": 0,
-    "seconds_a_byte_alone": 1e-9,
-    "patience": 0,
-}
+# Constants with which threads share even a handful of elements, however long that takes them.
+SHORT_STRETCHES = {"forced": True, "cores": 1024, "seconds_to_inherit": 0}
 
 
 def textbook(w, v, g, lr=1e-3, beta=0.9, eps=1e-8):

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 import rmsfast
-from rmsfast import _kernel
+from rmsfast._core.threads import _tune
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="sets the process's number of threads, and its current folder"),
@@ -55,12 +55,12 @@ def budget(few, **kwargs):
 
 @pytest.fixture(scope="module", autouse=True)
 def threads_share_even_a_handful_of_elements(request, tmp_path_factory):
-    old, threads = _kernel._tune(**SHORT_STRETCHES), rmsfast.get_num_threads()
+    old, threads = _tune(**SHORT_STRETCHES), rmsfast.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("files"))
         patch.setattr(os, "fsync", lambda descriptor: None)  # nothing crashes here, and disks are slow
         yield
-    _kernel._tune(**old)
+    _tune(**old)
     rmsfast.set_num_threads(threads)
     if EXAMPLES:
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():

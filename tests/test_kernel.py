@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import rmsfast
-from rmsfast import _kernel
+from rmsfast._core.threads import _team_size, _tune
 
 DTYPES = [np.float32, np.float64]
 
@@ -191,19 +191,20 @@ def test_every_number_of_threads(rng, short_stretches, threads, dtype):
 
 @pytest.mark.thread_unsafe(reason="changes the constants by which teams are formed")
 def test_threads_in_large_steps(rng):
-    """Enough elements that four threads are worth their start without any change to the constants."""
+    """Each of four threads has tens of thousands of elements."""
     w, v, g = arrays(rng, 300_000, np.float32)
     expected_w, expected_v = w.copy(), v.copy()
     textbook(expected_w, expected_v, g)
+    old = _tune()
     for threads in range(1, 5):
-        # and forgets a slow team, as three threads may be on two cores
-        _kernel._tune(cores=4, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-9)
-        if _kernel.OPENMP:
-            assert _kernel._team_size(w.nbytes, threads) == threads
+        _tune(forced=True, cores=4)
+        if rmsfast.config()["openmp"]:
+            assert _team_size(w.nbytes, threads) == threads
         actual_w, actual_v = w.copy(), v.copy()
         rmsfast.rmsprop_update(actual_w, actual_v, g, num_threads=threads)
         assert_same_bits(actual_w, expected_w)
         assert_same_bits(actual_v, expected_v)
+    _tune(**old)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
@@ -264,12 +265,12 @@ def one_step(draw):
 def test_any_step_has_the_bits_of_the_reference(step):
     w, v, g, numbers = step
     expected_w, expected_v = w.copy(order="K"), v.copy(order="K")
-    old = _kernel._tune(**SHORT_STRETCHES)
+    old = _tune(**SHORT_STRETCHES)
     try:
         rmsfast.reference.rmsprop_update(expected_w, expected_v, g, **numbers)
         rmsfast.rmsprop_update(w, v, g, **numbers)
     finally:
-        _kernel._tune(**old)
+        _tune(**old)
     assert_same_bits(w, expected_w)
     assert_same_bits(v, expected_v)
 
@@ -359,13 +360,13 @@ def test_the_floating_point_mode_of_worker_threads():
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import numpy as np, rmsfast
-from rmsfast import _kernel
+from rmsfast._core.threads import _team_size, _tune
 from test_kernel import SHORT_STRETCHES, Mode, every_kind_of_number, textbook, assert_same_bits
 rng = np.random.default_rng(0)
 w, v, g = (every_kind_of_number(rng, 100_000, np.float32) for _ in range(3))
 expected_w, expected_v = w.copy(), v.copy()
 textbook(expected_w, expected_v, g)
-_kernel._tune(**SHORT_STRETCHES)
+_tune(**SHORT_STRETCHES)
 Mode().set(0x1F80 | 0x8040)
 rmsfast.rmsprop_update(w, v, g, num_threads=4)
 Mode().set(0x1F80)

@@ -29,7 +29,7 @@ FENCED = """
 import ctypes, mmap
 import numpy as np
 import rmsfast
-from rmsfast import _kernel
+from rmsfast._core.threads import _tune
 
 PAGE = mmap.PAGESIZE
 NONE = 0
@@ -50,7 +50,7 @@ def fenced(values, at_end):
     a[...] = values.ravel()
     return a.reshape(values.shape)
 
-_kernel._tune(bytes_per_thread=1, cores=8, dispatch_seconds=1e-12, seconds_to_inherit=0, seconds_a_byte_alone=1e-9)
+_tune(forced=True, cores=8, seconds_to_inherit=0)
 rng = np.random.default_rng(0)
 count = 0
 for at_end in True, False:

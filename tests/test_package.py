@@ -15,7 +15,6 @@ import pytest
 import rmsfast
 import rmsfast.optimizer
 import rmsfast.rows
-from rmsfast import _kernel
 
 PUBLIC = [
     rmsfast.RMSProp,
@@ -45,7 +44,7 @@ def test_what_a_bug_report_wants():
     facts = dict(line.split(": ", 1) for line in output.splitlines())
     assert facts["version"] == rmsfast.__version__
     assert facts["numpy"] == np.__version__
-    assert ("lib" in facts["openmp runtimes"]) == (_kernel.OPENMP and sys.platform.startswith("linux"))
+    assert ("lib" in facts["openmp runtimes"]) == (rmsfast.config()["openmp"] and sys.platform.startswith("linux"))
     assert facts["installed in"] == rmsfast.__path__[0]
     assert "'OMP_NUM_THREADS': '3'" in facts["environment"]
     assert list(facts)[-4:] == ["python", "platform", "cpu", "environment"]
@@ -101,9 +100,11 @@ def test_the_page_of_variants():
 
 def test_a_source_folder_without_the_kernel(tmp_path):
     """As in a checkout that was not built in place, with the current folder on the path."""
-    (tmp_path / "rmsfast").mkdir()
-    for file in Path(rmsfast.__file__).parent.glob("*.py"):
-        shutil.copy(file, tmp_path / "rmsfast")
+    installed = Path(rmsfast.__file__).parent
+    for file in installed.rglob("*.py"):
+        copy = tmp_path / "rmsfast" / file.relative_to(installed)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
     command = [sys.executable, "-S", "-c", "import rmsfast"]  # -S: an editable install must not help out
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode != 0

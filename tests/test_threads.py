@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import rmsfast
-from rmsfast import _kernel, threads
+from rmsfast import threads
+from rmsfast._core import kernel
+from rmsfast._core.threads import _team_size, _tune, usable_threads
 
 pytestmark = pytest.mark.thread_unsafe(reason="set the process's number of threads, and start threads of their own")
 
@@ -157,15 +159,15 @@ def test_a_quota_bounds_the_cores(monkeypatch):
 
 @pytest.fixture
 def tune():
-    """Change the measured constants for one test."""
-    old = _kernel._tune(cores=8, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=0, patience=0)
-    yield _kernel._tune
-    _kernel._tune(**old)
+    """Change constants for one test. Until it changes them, each step gets as many threads as it may use."""
+    old = _tune(forced=True, cores=8, seconds_to_inherit=0)
+    yield _tune
+    _tune(**old)
 
 
 def openmp_runtime():
     """The file of the OpenMP runtime that the kernel uses, where that can be found."""
-    if not sys.platform.startswith("linux") or not _kernel.OPENMP:
+    if not sys.platform.startswith("linux") or not kernel.OPENMP:
         return None
     found = re.search(r"/\S*/lib[gi]?omp\S*", Path("/proc/self/maps").read_text())
     return found and found[0]
@@ -173,111 +175,7 @@ def openmp_runtime():
 
 RUNTIME = openmp_runtime()
 needs_runtime = pytest.mark.skipif(RUNTIME is None, reason="no OpenMP runtime that was found")
-needs_openmp = pytest.mark.skipif(not _kernel.OPENMP, reason="built without OpenMP")
-
-
-@needs_openmp
-def test_a_thread_must_be_worth_its_start(tune):
-    rmsfast.set_num_threads(3)
-    tune(bytes_per_thread=1000, cores=8)
-    sizes = [0, 999, 1999, 2000, 2999, 3000, 4000, 10**12]
-    assert [_kernel._team_size(n, 4) for n in sizes] == [1, 1, 1, 2, 2, 3, 4, 4]
-    assert _kernel._team_size(10**12, None) == 3
-
-
-@needs_openmp
-def test_after_a_slow_team_steps_stay_alone_until_teams_would_have_gained_as_much(tune):
-    """As beside a BLAS whose idle threads keep the other cores busy."""
-    w, g = np.ones(100_000, np.float32), np.ones(100_000, np.float32)
-    opt = rmsfast.RMSProp(w, num_threads=2)
-    tune(slack_seconds=1e9)
-    for _ in range(3):
-        opt.step(g)
-    assert _kernel._team_size(w.nbytes, 2) == 2
-    every_team_is_slow = dict(slack_seconds=-1, slack_factor=0, seconds_a_byte_alone=1e-12, patience=1e6)
-    tune(**every_team_is_slow)
-    opt.step(g)
-    assert _kernel._team_size(w.nbytes, 2) == 1
-    tune(**{**every_team_is_slow, "patience": 0})
-    opt.step(g)
-    assert _kernel._team_size(w.nbytes, 2) == 2
-
-    tune(**{**every_team_is_slow, "patience": 1})  # it loses at most a second …
-    opt.step(g)
-    gains = []
-    while _kernel._team_size(10**12, 2) == 1:  # … of which a team of two, at 1 s alone, would gain half of one each
-        gains.append(0.5)
-    assert 1 <= len(gains) <= 2
-
-
-@needs_openmp
-def test_one_stalled_step_keeps_the_others_alone_for_a_while_only(tune):
-    """As when the process was stopped, or the machine slept."""
-    w, g = np.ones(100_000, np.float32), np.ones(100_000, np.float32)
-    opt = rmsfast.RMSProp(w, num_threads=2)
-    tune(slack_seconds=1e9)
-    for _ in range(2):
-        opt.step(g)
-    tune(slack_seconds=-1, slack_factor=0, seconds_a_byte_alone=1e-12, patience=1e6, most_seconds_lost=1e-6)
-    opt.step(g)  # loses more than a microsecond, of which the patience makes a second
-    gains = []
-    while _kernel._team_size(10**12, 2) == 1 and len(gains) < 10:
-        gains.append(0.5)
-    assert sum(gains) == 1
-
-
-@needs_openmp
-def test_unusual_steps_are_not_judged(tune):
-    """The first, and the first with new state, which may touch new memory; those that gather a gradient from afar."""
-    w, g = np.ones((300, 300), np.float32), np.ones((300, 300), np.float32)
-    tune(slack_seconds=-1, slack_factor=0, seconds_a_byte_alone=1e-12, patience=1e6)
-    opt = rmsfast.RMSProp(w, num_threads=2)
-    for gradient in g, g.T, g[::-1]:
-        opt.step(gradient)
-        assert _kernel._team_size(w.nbytes, 2) == 2
-    rmsfast.rmsprop_update(w, np.ones_like(w), g.T, num_threads=2)
-    assert _kernel._team_size(w.nbytes, 2) == 2
-    opt.param_groups[0]["momentum"] = 0.9
-    opt.step(g)
-    assert _kernel._team_size(w.nbytes, 2) == 2
-    opt.step(g)
-    assert _kernel._team_size(w.nbytes, 2) == 1
-
-
-@needs_openmp
-def test_the_first_ordinary_step_finds_out_what_one_thread_takes(tune):
-    w, g = np.ones(100_000, np.float32), np.ones(100_000, np.float32)
-    tune(seconds_a_byte_alone=0)
-    opt = rmsfast.RMSProp(w, num_threads=2)
-    opt.step(g)
-    assert tune()["seconds_a_byte_alone"] == 0
-    assert _kernel._team_size(w.nbytes, 2) == 1
-    opt.step(g)
-    assert 0 < tune()["seconds_a_byte_alone"] <= 2e-9
-    assert _kernel._team_size(w.nbytes, 2) == 2
-
-
-@needs_openmp
-def test_a_thread_must_be_worth_what_it_costs_to_start_one_here(tune):
-    """A byte takes 1 ns alone; starting a team takes 1 ms."""
-    tune(bytes_per_thread=1000, dispatch_seconds=1e-3)
-    assert [_kernel._team_size(n, 4) for n in (10**6, 2 * 10**6, 3 * 10**6, 10**9)] == [1, 2, 3, 4]
-
-
-@needs_openmp
-def test_what_a_start_costs_is_measured_once_and_not_on_import(tune):
-    program = "from rmsfast import _kernel; print(_kernel._tune()['dispatch_seconds'])"
-    output = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout
-    assert float(output) == 0
-    tune(dispatch_seconds=0)
-    for _ in range(10):  # on a busy machine, the threads of a new team may take a while to settle
-        _kernel._team_size(10**9, 2)
-        measured = tune()["dispatch_seconds"]
-        if measured > 0:
-            break
-    assert 0 < measured <= 5e-5
-    _kernel._team_size(10**9, 2)
-    assert tune()["dispatch_seconds"] == measured
+needs_openmp = pytest.mark.skipif(not kernel.OPENMP, reason="built without OpenMP")
 
 
 @needs_openmp
@@ -287,7 +185,7 @@ def test_one_python_thread_has_teams_at_a_time(tune):
     sizes = []
 
     def ask():
-        sizes.append(_kernel._team_size(10**9, 2))
+        sizes.append(_team_size(10**9, 2))
 
     ask()
     other = threading.Thread(target=ask)
@@ -304,10 +202,10 @@ def test_one_python_thread_has_teams_at_a_time(tune):
 @needs_openmp
 def test_no_team_is_larger_than_the_cores(tune, monkeypatch):
     tune(cores=3)
-    assert [_kernel._team_size(10**12, n) for n in (1, 2, 3, 4, 1024)] == [1, 2, 3, 3, 3]
+    assert [_team_size(10**12, n) for n in (1, 2, 3, 4, 1024)] == [1, 2, 3, 3, 3]
     tune(cores=0)
     monkeypatch.setattr(threads, "usable_cores", lambda: 5)
-    assert [_kernel._team_size(10**12, n) for n in (4, 6)] == [4, 5]
+    assert [_team_size(10**12, n) for n in (4, 6)] == [4, 5]
     assert tune()["cores"] == 5
 
 
@@ -315,8 +213,8 @@ STEP_FROM_MANY_THREADS = """
 import os, sys, threading
 import numpy as np
 import rmsfast
-from rmsfast import _kernel
-_kernel._tune(cores=4, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=60)
+from rmsfast._core.threads import _team_size, _tune
+_tune(forced=True, cores=4, seconds_to_inherit=60)
 before = len(os.listdir("/proc/self/task"))
 together = threading.Barrier(8)
 counts, results = set(), []
@@ -358,7 +256,7 @@ def test_steps_inside_of_someones_parallel_region_are_alone(tune):
     def region(_):
         w = np.ones_like(g)
         rmsfast.RMSProp(w, num_threads=2).step(g)
-        sizes.append(_kernel._team_size(10**9, 2))
+        sizes.append(_team_size(10**9, 2))
         results.append(w)
 
     ctypes.CDLL(RUNTIME).GOMP_parallel(region, None, 2, 0)
@@ -366,7 +264,7 @@ def test_steps_inside_of_someones_parallel_region_are_alone(tune):
     for w in results:
         assert w.tobytes() == expected.tobytes()
     tune()  # forgets a slow team
-    assert _kernel._team_size(10**9, 2) == 2
+    assert _team_size(10**9, 2) == 2
 
 
 @needs_openmp
@@ -375,11 +273,11 @@ def test_a_lower_limit_that_someone_set_for_this_thread_holds(tune):
     threadpoolctl = pytest.importorskip("threadpoolctl")
     sizes = {}
     with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
-        sizes["limited"] = _kernel._team_size(10**12, 4), _kernel.usable_threads()
-        other = threading.Thread(target=lambda: sizes.update(other=_kernel._team_size(10**12, 4)))
+        sizes["limited"] = _team_size(10**12, 4), usable_threads()
+        other = threading.Thread(target=lambda: sizes.update(other=_team_size(10**12, 4)))
         other.start()
         other.join()
-    sizes["after"] = _kernel._team_size(10**12, 4)
+    sizes["after"] = _team_size(10**12, 4)
     assert sizes == {"limited": (1, 1), "other": 4, "after": 4}
 
 
@@ -387,13 +285,13 @@ OTHER_LIMITS = """
 import ctypes, os, sys
 import numpy as np
 import rmsfast
-from rmsfast import _kernel
-_kernel._tune(cores=8, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12)
+from rmsfast._core.threads import _team_size, _tune
+_tune(forced=True, cores=8)
 runtime = ctypes.CDLL(sys.argv[1])
-sizes = [_kernel._team_size(10**12, 6)]
+sizes = [_team_size(10**12, 6)]
 for limit in 2, 1, 3, 64, int(sys.argv[2]):
     runtime.omp_set_num_threads(limit)
-    sizes.append(_kernel._team_size(10**12, 6))
+    sizes.append(_team_size(10**12, 6))
 print(*sizes)
 """
 
@@ -412,9 +310,8 @@ NO_THREAD_LEFT = """
 import os, resource, sys, threading
 import numpy as np
 import rmsfast
-from rmsfast import _kernel
-_kernel._tune(bytes_per_thread=1000, cores=4, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, seconds_to_inherit=0,
-              patience=0)
+from rmsfast._core.threads import _team_size, _tune
+_tune(forced=True, cores=4, seconds_to_inherit=0)
 g = np.linspace(-1, 1, 300_000)
 def make(threads):
     w = np.ones_like(g)
@@ -435,7 +332,7 @@ def leave_no_thread():
         pass
 def train_where_no_thread_is_left(opt, w):
     leave_no_thread()
-    print(train(opt, w) == expected, _kernel._team_size(10**12, 4))
+    print(train(opt, w) == expected, _team_size(10**12, 4))
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     end.set()
 """
@@ -443,7 +340,7 @@ def train_where_no_thread_is_left(opt, w):
 WITHOUT_ROOM = {
     "at the first team": """
 train_where_no_thread_is_left(*make(4))
-print(_kernel._team_size(10**12, 4))        # not tried again at once
+print(_team_size(10**12, 4))        # not tried again at once
 """,
     "after a fork": """
 train(*make(4))
@@ -452,20 +349,20 @@ if pid == 0:
     os._exit(0)
 os.waitpid(pid, 0)
 train_where_no_thread_is_left(*make(4))
-print(_kernel._team_size(10**12, 4))
+print(_team_size(10**12, 4))
 """,
     "after a smaller team": """
 train(*make(4))
 train(*make(2))
 train_where_no_thread_is_left(*make(4))
-print(_kernel._team_size(10**12, 4))
+print(_team_size(10**12, 4))
 """,
     "after another thread's team": """
 worker = threading.Thread(target=lambda: train(*make(4)))
 worker.start()
 worker.join()
 train_where_no_thread_is_left(*make(4))
-print(_kernel._team_size(10**12, 4))
+print(_team_size(10**12, 4))
 """,
 }
 
@@ -552,14 +449,45 @@ def test_threads_that_step_change_settings_save_and_drop_arrays_at_once(tmp_path
     assert -0.5 * 4 * steps_each <= w[0] <= -0.25 * 4 * steps_each
 
 
+WAIT = """
+import os, signal, threading, time
+import numpy as np
+import rmsfast
+inside, end = threading.Event(), threading.Event()
+def schedule(step):
+    inside.set()
+    end.wait(30)
+    return 0.5
+opt = rmsfast.RMSProp(np.ones(3), lr=schedule)
+other = threading.Thread(target=lambda: opt.step(np.ones(3)))
+other.start()
+inside.wait()
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    opt.step(np.ones(3))
+except KeyboardInterrupt:
+    print("interrupted", other.is_alive())
+end.set()
+other.join()
+opt.step(np.ones(3))
+print(opt.state[0]["step"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to itself")
+def test_a_wait_for_another_threads_step_can_be_interrupted():
+    result = subprocess.run([sys.executable, "-P", "-c", WAIT], capture_output=True, text=True, timeout=60)
+    assert result.stdout.split() == ["interrupted", "True", "2"], result.stderr
+
+
 # ---- Fork ----
 
 TRAIN = """
 import ctypes, multiprocessing, os, signal, sys, threading
 import numpy as np
 import rmsfast
-from rmsfast import _kernel
-_kernel._tune(bytes_per_thread=1000, cores=2, seconds_a_byte_alone=1e-9, dispatch_seconds=1e-12, patience=0)
+from rmsfast._core.threads import _team_size, _tune
+_tune(forced=True, cores=2)
 g = np.linspace(-1, 1, 300_000)
 def train(threads=2):
     w = np.ones_like(g)
@@ -579,23 +507,26 @@ FORKS = {
     "after a team": """
 expected = train()
 for _ in range(3):
-    in_a_child(lambda: train() == expected and _kernel._team_size(10**12, 2) == 2)
-    assert train() == expected and _kernel._team_size(10**12, 2) == 2
+    in_a_child(lambda: train() == expected and _team_size(10**12, 2) == 2)
+    assert train() == expected and _team_size(10**12, 2) == 2
 """,
-    "after the start of one was measured": """
-_kernel._tune(dispatch_seconds=0)
-_kernel._team_size(10**12, 2)
+    "after the policy has made a team": """
+_tune(forced=False)
+opt = rmsfast.RMSProp(np.ones_like(g), num_threads=2)
+for _ in range(20):
+    opt.step(g)
+_tune(forced=True)
 expected = train(threads=1)
 in_a_child(lambda: train() == expected)
 """,
     "before any team": """
 expected = train(threads=1)
-in_a_child(lambda: _kernel._team_size(10**12, 2) == 2 and train() == expected)
+in_a_child(lambda: _team_size(10**12, 2) == 2 and train() == expected)
 """,
     "of a child": """
 expected = train()
 def check(depth):
-    if train() != expected or _kernel._team_size(10**12, 2) != 2:
+    if train() != expected or _team_size(10**12, 2) != 2:
         return False
     return depth == 0 or in_a_child(lambda: check(depth - 1)) is None
 in_a_child(lambda: check(3))
@@ -632,7 +563,7 @@ def fork_first():
     return os.waitpid(pid, 0)[1] == 0
 for _ in range(2):
     assert fork_first()
-    in_a_child(lambda: train() == expected and _kernel._team_size(10**12, 2) == 2 and fork_first())
+    in_a_child(lambda: train() == expected and _team_size(10**12, 2) == 2 and fork_first())
     train()
 """,
     "from inside another library's team": """
@@ -747,7 +678,7 @@ in_a_child(lambda: train() == expected)
 @pytest.mark.parametrize("program", [*FORKS.values(), *FORKS_UNDER_GNUS.values()], ids=[*FORKS, *FORKS_UNDER_GNUS])
 def test_fork(program):
     """In a process of its own, because Python warns of a fork beside threads."""
-    if ("_team_size(" in program or "GOMP" in program) and not _kernel.OPENMP:
+    if ("_team_size(" in program or "GOMP" in program) and not kernel.OPENMP:
         pytest.skip("built without OpenMP")
     if "GOMP" in program and RUNTIME is None:
         pytest.skip("no OpenMP runtime that was found")
@@ -781,7 +712,7 @@ def cost_of(stretch):
 def test_threads_share_the_work_evenly_and_cut_at_cache_lines(line, count):
     params = [np.ones(n, np.float32) for n in LINES[line]]
     opt = rmsfast.RMSProp(params)
-    stretches = opt._plan._stretches([np.ones(n, np.float32) for n in LINES[line]], count)
+    stretches = opt._front._stretches([np.ones(n, np.float32) for n in LINES[line]], count)
     updated = [0] * len(params)
     for stretch in stretches:
         for i, first, last in stretch:
@@ -797,4 +728,4 @@ def test_threads_share_the_work_evenly_and_cut_at_cache_lines(line, count):
 
 
 def test_without_openmp_every_step_is_alone(tune):
-    assert rmsfast.config()["openmp"] == (_kernel._team_size(10**12, 2) == 2)
+    assert rmsfast.config()["openmp"] == (_team_size(10**12, 2) == 2)

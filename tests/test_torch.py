@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import functools
 import inspect
 import io
 import os
@@ -19,7 +20,8 @@ import rmsfast
 
 torch = pytest.importorskip("torch")
 import rmsfast.torch as ours  # noqa: E402
-from rmsfast import _tensors  # noqa: E402
+from rmsfast import torch_tensors  # noqa: E402
+from rmsfast._core import tensors as _tensors  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what PyTorch says about itself
 Theirs = torch.optim.RMSprop
@@ -63,9 +65,11 @@ def looking(request):
 
 
 def set_up():
-    increment = torch.autograd.graph.increment_version
-    several = ours.takes_several(increment)
-    return _tensors.set_up(torch.Tensor, ours.DTYPES, increment if several else ours.increment_one_by_one)
+    increment = torch_tensors.increment_version
+    several = torch_tensors.takes_several(increment)
+    return _tensors.set_up(
+        torch.Tensor, torch_tensors.DTYPES, increment if several else torch_tensors.increment_one_by_one
+    )
 
 
 def parameters(*shapes, dtype=torch.float64):
@@ -447,7 +451,7 @@ def test_the_rule_in_pytorchs_operations_is_the_kernels(seed):
             entry = b._state_of(p, b.param_groups[0])
             entry["step"] += 1
             with torch.no_grad():
-                ours.update(p, p.grad, entry, ours.read_settings(b.param_groups[0])[0])
+                torch_tensors.update(p, p.grad, entry, ours.read_settings(b.param_groups[0])[0])
     assert_close(a, b, 1e-10)
 
 
@@ -538,14 +542,21 @@ def test_what_cannot_move_is_refused():
     half.step()
     with pytest.raises(TypeError, match=r"state\[0\]\['square_avg'\]: torch.bfloat16"):
         ours.to_native(half.state_dict())
-    for settings, message in (
-        ({"clip_norm": 1.0}, "clip_norm"),
-        ({"nonfinite": "skip"}, "nonfinite"),
-        ({}, "a schedule"),
-    ):
-        native = rmsfast.RMSProp(np.ones(3), lr=lambda step: 0.1, **settings)
-        with pytest.raises(ValueError, match=message):
-            ours.from_native(native.state_dict())
+    native = rmsfast.RMSProp(np.ones(3), lr=lambda step: 0.1)
+    with pytest.raises(ValueError, match="a schedule"):
+        ours.from_native(native.state_dict())
+
+
+@pytest.mark.parametrize("settings", [{"clip_norm": 2.0}, {"clip_value": 0.5, "nonfinite": "skip"}])
+def test_settings_that_pytorch_lacks_move_in_both_directions(settings):
+    native = rmsfast.RMSProp(np.ones(3), **settings)
+    optimizer = ours.RMSprop(parameters(3))
+    optimizer.load_state_dict(ours.from_native(native.state_dict()))
+    assert {name: optimizer.param_groups[0][name] for name in settings} == settings
+    give_gradients(params_of(optimizer))
+    optimizer.step()
+    back = ours.to_native(optimizer.state_dict())
+    assert {name: back["param_groups"][0][name] for name in settings} == settings
 
 
 def test_a_run_of_an_old_or_of_a_gpus_optimizer_is_taken_over():
@@ -641,7 +652,7 @@ def test_kinds_are_told_apart_for_each_parameter():
     a, b = ours.RMSprop(params, momentum=0.9), Theirs(copies, momentum=0.9)
     step_both(a, b, 4)
     assert_close(a, b, 1e-2)
-    assert [p.dtype for p, *_ in a._others] == [torch.bfloat16]
+    assert [p.dtype for _, p, *_ in a._others] == [torch.bfloat16]
     for p, q in zip(params, copies, strict=True):
         assert a.state[p]["step"].item() == b.state[q]["step"].item() == 4
     params[2].data = params[2].data.double()  # from here on it is one for the kernel
@@ -1127,7 +1138,7 @@ def test_pytorchs_number_of_threads_is_followed(monkeypatch):
                 asked.append(threads)
                 return True
 
-        o._plan = Watched()
+        o._alone = Watched()
     old = torch.get_num_threads()
     try:
         for threads in (1, 2):
@@ -1137,6 +1148,263 @@ def test_pytorchs_number_of_threads_is_followed(monkeypatch):
     finally:
         torch.set_num_threads(old)
     assert asked == [1, 5, 2, 5]
+
+
+# ---- What a tensor's memory can be, and what it cannot ----
+
+
+@pytest.mark.parametrize("view", [lambda x: x.mH, lambda x: x.conj(), torch._neg_view], ids=["mH", "conj", "negative"])
+@pytest.mark.parametrize("settings", PLAIN)
+def test_a_parameter_that_is_a_conjugate_or_negative_view(view, settings, looking):
+    memory = torch.randn(4, 3, dtype=torch.complex128)
+    p, q = torch.nn.Parameter(view(memory)), torch.nn.Parameter(view(memory).resolve_conj().resolve_neg().clone())
+    a, b = ours.RMSprop([p], **settings), Theirs([q], **settings)
+    for _ in range(3):
+        q.grad = torch.randn(q.shape, dtype=q.dtype)
+        p.grad = q.grad.clone()
+        a.step()
+        b.step()
+    assert (p - q).abs().max() < 1e-9
+    assert torch.equal(p, view(memory)), "it still is a view of the same memory"
+
+
+def test_a_real_parameter_that_is_a_negative_view(looking):
+    p, q = torch.nn.Parameter(torch._neg_view(-torch.ones(5))), torch.nn.Parameter(torch.ones(5))
+    a, b = ours.RMSprop([p]), ours.RMSprop([q])
+    for _ in range(3):
+        give_gradients([p], [q])
+        a.step()
+        b.step()
+    assert (p - q).abs().max() < 1e-6
+
+
+def test_a_dense_real_gradient_that_stands_for_its_negative(looking):
+    """Also once the plan exists, and where the memory is that of the gradient before."""
+    a, b = twins(ours.RMSprop, Theirs, (6,), dtype=torch.float32)
+    (p,), (q,) = params_of(a), params_of(b)
+    for step in range(6):
+        if step % 3 == 0:
+            q.grad = torch.randn(6)
+            p.grad = q.grad.clone()
+        elif step % 3 == 1:
+            p.grad = torch._neg_view(p.grad)
+            q.grad = -q.grad
+        else:
+            p.grad = torch.randn(6, dtype=torch.complex64).conj().imag.as_strided((6,), (1,))
+            q.grad = p.grad.resolve_neg().clone()
+        a.step()
+        b.step()
+        assert_close(a, b, 1e-5)
+
+
+def test_another_gradient_at_the_address_of_the_one_before(looking):
+    """Gradients that are made anew for each step may lie, as objects, where former ones did."""
+    a, b = twins(ours.RMSprop, Theirs, (3,), (4,), dtype=torch.float32)
+    memory = [torch.randn(3), torch.randn(4)]
+    for step in range(30):
+        for p, q, values in zip(params_of(a), params_of(b), memory, strict=True):
+            p.grad = q.grad = None
+            p.grad = torch._neg_view(values) if step % 2 else values.clone()
+            q.grad = p.grad.resolve_neg().clone()
+        a.step()
+        b.step()
+    assert_close(a, b, 1e-5)
+
+
+def test_a_sparse_gradient_whose_values_are_the_parameters_memory(looking):
+    a, b = twins(ours.RMSprop, ours.RMSprop, (4, 3))
+    (p,), (q,) = params_of(a), params_of(b)
+    rows = torch.tensor([[3, 0, 1, 2]])
+    for _ in range(3):
+        p.grad = torch.sparse_coo_tensor(rows, p.detach(), (4, 3))
+        q.grad = torch.sparse_coo_tensor(rows, q.detach().clone(), (4, 3))
+        a.step()
+        b.step()
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("damage", ["gradient", "parameter", "state"])
+def test_nothing_moves_if_a_parameter_that_is_not_for_the_kernel_is_refused(damage):
+    w, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = ours.RMSprop([w, half])
+    give_gradients([w])
+    give_gradients([half])
+    optimizer.step()
+    before = w.detach().clone()
+    damaged = {"gradient": half.grad, "parameter": half, "state": optimizer.state[half]["square_avg"]}[damage]
+    damaged.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="no memory, because its storage was resized"):
+        optimizer.step()
+    assert torch.equal(w, before)
+    assert optimizer.state[w]["step"].item() == 1
+
+
+@pytest.mark.parametrize("kind", ["square_avg", "step"])
+def test_state_made_under_inference_mode_is_refused_as_pytorch_does(kind):
+    for cls in Theirs, ours.RMSprop:
+        (p,) = parameters((3,))
+        give_gradients([p])
+        optimizer = cls([p])
+        optimizer.step()
+        with torch.inference_mode():
+            optimizer.state[p][kind] = optimizer.state[p][kind].clone()
+        before = p.detach().clone()
+        with pytest.raises(RuntimeError, match="[Ii]nference"):
+            optimizer.step()
+        assert torch.equal(p, before)
+
+
+def test_under_a_fake_tensor_mode_real_weights_stay():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    (p,) = parameters((3,))
+    optimizer = ours.RMSprop([p])
+    give_gradients([p])
+    optimizer.step()
+    before = p.detach().clone()
+    with FakeTensorMode(), pytest.raises(Exception, match="[Ff]ake"):
+        optimizer.step()
+    assert torch.equal(p, before)
+    optimizer.step()
+    assert not torch.equal(p, before)
+    assert is_native(optimizer)
+
+
+def test_a_number_in_an_array_is_read_at_every_step():
+    rate = np.array(0.1)
+    (p,) = parameters((3,))
+    optimizer = ours.RMSprop([p], lr=rate)
+    give_gradients([p])
+    optimizer.step()
+    before = p.detach().clone()
+    rate[...] = 0
+    optimizer.step()
+    assert torch.equal(p, before)
+
+
+def test_state_can_be_swapped():
+    (p,) = parameters((3,))
+    optimizer = ours.RMSprop([p])
+    give_gradients([p])
+    optimizer.step()
+    torch.utils.swap_tensors(optimizer.state[p]["square_avg"], torch.full((3,), 4.0, dtype=p.dtype))
+    optimizer.step()
+    assert (optimizer.state[p]["square_avg"] > 3).all()
+
+
+def test_tensors_with_more_axes_than_numpy_has(looking):
+    a, b = twins(ours.RMSprop, Theirs, (1,) * 100, (1,) * 65)
+    for p, q in zip(params_of(a), params_of(b), strict=True):
+        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    for _ in range(2):
+        a.step()
+        b.step()
+    assert_close(a, b)
+
+
+def test_the_number_of_threads_is_checked_when_it_is_set():
+    optimizer = ours.RMSprop(parameters((3,)))
+    for value in (-1, -2, 0, 1025, 1.5, "2", True):
+        with pytest.raises((TypeError, ValueError), match="num_threads: .*, expected an integer from 1 to 1024"):
+            optimizer.num_threads = value
+        assert optimizer.num_threads is None
+    optimizer.num_threads = 2
+    assert pickle.loads(pickle.dumps(optimizer)).num_threads == copy.deepcopy(optimizer).num_threads == 2
+
+
+def test_a_group_with_settings_that_do_not_go_together_is_refused_at_once():
+    optimizer = ours.RMSprop(parameters((3,)))
+    for settings in {"nesterov": True}, {"clip_norm": 1, "clip_value": 1}, {"clip_norm": -1}, {"nonfinite": "no"}:
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            optimizer.add_param_group({"params": parameters((2,)), **settings})
+    assert len(optimizer.param_groups) == 1
+
+
+# ---- Clipping, and nonfinite gradients ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("clip", [{"clip_value": 0.3}, {"clip_norm": 0.5}, {"clip_global_norm": 0.7}])
+def test_clipping_has_the_bits_of_the_native_optimizer(clip, dtype, looking, short_stretches):
+    shapes = [(5, 3), (2000,), (), (0, 2)]
+    params = parameters(*shapes, dtype=dtype)
+    arrays = [p.detach().clone().numpy() for p in params]
+    optimizer, native = ours.RMSprop(params, lr=0.01, alpha=0.9, **clip), rmsfast.RMSProp(arrays, lr=0.01, **clip)
+    for _ in range(3):
+        give_gradients(params)
+        optimizer.step()
+        native.step([p.grad.numpy() for p in params])
+    assert is_native(optimizer)
+    for p, w in zip(params, arrays, strict=True):
+        assert p.detach().numpy().tobytes() == w.tobytes()
+
+
+def test_one_step_clips_as_pytorchs_function_and_step_do():
+    a, b = twins(functools.partial(ours.RMSprop, clip_global_norm=0.5), Theirs, (30, 20), (20,))
+    for _ in range(5):
+        give_gradients(params_of(a), params_of(b))
+        kept = [p.grad.clone() for p in params_of(a)]
+        torch.nn.utils.clip_grad_norm_(params_of(b), 0.5)
+        a.step()
+        b.step()
+        assert all(torch.equal(p.grad, grad) for p, grad in zip(params_of(a), kept, strict=True))
+    assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("clip", [{"clip_value": 0.3}, {"clip_norm": 0.5}, {"clip_global_norm": 0.7}])
+def test_parameters_that_are_not_for_the_kernel_take_part_in_clipping(clip):
+    """A bfloat16 parameter, and a view that stands for its negative; the norm is that of all."""
+    exact = parameters((40,), (7,), (6,))
+    mixed = [
+        torch.nn.Parameter(exact[0].detach().clone()),
+        torch.nn.Parameter(torch._neg_view(-exact[1].detach())),
+        torch.nn.Parameter(exact[2].detach().to(torch.bfloat16)),
+    ]
+    a, b = ours.RMSprop(mixed, **clip), ours.RMSprop(exact, **clip)
+    for _ in range(3):
+        for p, q in zip(mixed, exact, strict=True):
+            p.grad = torch.randn(q.shape).to(p.dtype)
+            q.grad = p.grad.to(q.dtype)
+        a.step()
+        b.step()
+    assert [p.dtype for _, p, *_ in a._others] == [torch.float64, torch.bfloat16]
+    for p, q in zip(mixed[:2], exact[:2], strict=True):
+        assert (p - q).abs().max() < 1e-9
+    assert (mixed[2].double() - exact[2]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_nonfinite_gradients_raise_or_are_skipped_by_all_parameters(bad):
+    """Those of the kernel and others: whichever has the number, none moves."""
+    w, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = ours.RMSprop([w, half], nonfinite="raise")
+    give_gradients([w])
+    give_gradients([half])
+    optimizer.step()
+    before = [p.detach().clone() for p in (w, half)]
+    (w, half)[bad].grad[1] = float("nan")
+    with pytest.raises(FloatingPointError, match=rf"grads\[{bad}\]: 1 .*numbers are infinite or NaN"):
+        optimizer.step()
+    optimizer.param_groups[0]["nonfinite"] = "skip"
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert [torch.equal(p, q) for p, q in zip((w, half), before, strict=True)] == [True, True]
+    assert [optimizer.state[p]["step"].item() for p in (w, half)] == [1, 1]
+    (w, half)[bad].grad[1] = 1.0
+    optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in (w, half)] == [2, 2]
+    assert copy.deepcopy(optimizer).skipped_steps == 1
+
+
+def test_sparse_gradients_are_measured_by_their_rows():
+    a, b = twins(functools.partial(ours.RMSprop, clip_norm=0.1), functools.partial(ours.RMSprop), (10, 4))
+    (p,), (q,) = params_of(a), params_of(b)
+    values = torch.randn(2, 4, dtype=torch.float64)
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[7, 2]]), values, (10, 4))
+    q.grad = torch.sparse_coo_tensor(torch.tensor([[7, 2]]), values * (0.1 / values.norm()), (10, 4))
+    a.step()
+    b.step()
+    assert_close(a, b)
 
 
 # ---- The package ----
@@ -1215,7 +1483,7 @@ FORKS = """
 import multiprocessing, os, sys
 import torch
 import rmsfast.torch
-from rmsfast import _kernel
+from rmsfast._core.threads import _tune
 
 def train(steps):
     torch.manual_seed(0)
@@ -1233,7 +1501,7 @@ class Points(torch.utils.data.Dataset):
         _, w = train(3)     # in a worker of the loader, which was forked
         return w.detach()[:4].clone()
 
-_kernel._tune(cores=4, dispatch_seconds=1e-12, seconds_a_byte_alone=1e-9)
+_tune(forced=True, cores=4)
 optimizer, w = train(3)
 expected = w.detach()[:4].clone()
 assert all(torch.equal(rows, expected.expand(4, 4)) for rows in torch.utils.data.DataLoader(Points(), 4, num_workers=2))
@@ -1267,9 +1535,9 @@ import numpy as np
 for name in sys.argv[1:]:
     __import__(name)
 import rmsfast, torch
-from rmsfast import _kernel
+from rmsfast._core.threads import _tune
 
-_kernel._tune(cores=2, dispatch_seconds=1e-12, seconds_a_byte_alone=1e-9, patience=0)
+_tune(forced=True, cores=2)
 torch.set_num_threads(2)
 g, x = np.linspace(-1, 1, 1_000_000), torch.ones(3_000_000)
 expected, v = np.ones_like(g), np.zeros_like(g)

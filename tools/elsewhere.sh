@@ -9,7 +9,7 @@ trap 'rm -rf "$work"' EXIT
 
 # As in setup.py.
 flags=(-O3 -std=gnu11 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -static)
-csrc=rmsfast/csrc
+csrc=rmsfast/_core/csrc
 
 # Compile tests/bits.c to $1 with the compiler $2 and the instruction sets that follow.
 compile() {
@@ -22,7 +22,7 @@ compile() {
         "$compiler" "${flags[@]}" ${extra[$isa]} -c "$csrc/isa_$isa.c" -o "$program.$isa.o"
         objects+=("$program.$isa.o")
     done
-    "$compiler" "${flags[@]}" "${wide[@]}" -I $csrc tests/bits.c $csrc/{dispatch,rows,strided}.c "${objects[@]}" -lm -o "$program"
+    "$compiler" "${flags[@]}" "${wide[@]}" -I $csrc tests/bits.c $csrc/{dispatch,overlap,rows,strided}.c "${objects[@]}" -lm -o "$program"
 }
 
 # Run the rest of the arguments, called $1, and compare.

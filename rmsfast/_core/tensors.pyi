@@ -1,12 +1,13 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from rmsfast._kernel import Lock, SummedRows
+from rmsfast._core.plan import Plan
+from rmsfast._core.rows import SummedRows
+from rmsfast._core.threads import Lock
 
 def set_up(tensor: type, known_dtypes: dict[Any, tuple[int, int]], increment: Callable[[Any], None]) -> bool: ...
 def memory_of(tensor: Any) -> tuple[int, int] | None: ...
 def is_step(tensor: Any) -> bool: ...
-def check_num_threads(value: Any) -> None: ...
 def _forget_exchange() -> None: ...
 
 @final
@@ -14,7 +15,7 @@ class Seen:
     def __new__(cls, mapping: Any) -> Seen: ...
 
 @final
-class TensorPlan:
+class TensorPlan(Plan):
     def __new__(
         cls,
         lock: Lock,
@@ -24,5 +25,11 @@ class TensorPlan:
         read_settings: Callable[[dict[str, Any]], tuple[dict[str, Any], bool]],
     ) -> TensorPlan: ...
     def step(
-        self, groups: list[Any], state: Any, threads: int, grads: Sequence[Any | SummedRows | None] | None = None
-    ) -> bool: ...
+        self,
+        groups: list[Any],
+        state: Any,
+        threads: int,
+        grads: Sequence[Any | SummedRows | None] | None = None,
+        measured: Mapping[int, tuple[float, int]] | None = None,
+    ) -> bool | None: ...
+    def factor(self, i: int) -> float: ...

@@ -1,4 +1,4 @@
-/* What the C side offers to _kernel.pyx: the settings of a step, a table of stages for each instruction set, and what
+/* What the C side offers: the settings of a step, a table of stages for each instruction set, and what
    strided gradients need. */
 #ifndef RMSFAST_H
 #define RMSFAST_H
@@ -104,14 +104,14 @@ typedef struct {
 /* The k-th instruction set, narrowest first, that this build holds and this CPU runs; NULL past the last. */
 const rmsfast_isa *rmsfast_usable_isa(int k);
 
-/* Copy n elements of a strided array to out, from element `start` on, counted in Fortran order if `fortran`, else in C
-   order. Strides are in bytes and may have any sign; elements may be misaligned. */
+/* Copy n elements of a strided array to out, from element `start` on, the last axis moving fastest. Strides are in bytes
+   and may have any sign. Elements may be misaligned. */
 void rmsfast_gather(void *out, const char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim,
-                    const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran);
+                    const ptrdiff_t *shape, const ptrdiff_t *strides);
 
 /* Set the same elements to zero. */
 void rmsfast_zero(char *g, ptrdiff_t start, ptrdiff_t n, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,
-                  const ptrdiff_t *strides, int fortran);
+                  const ptrdiff_t *strides);
 
 /* Write the distinct ones of n rows to `distinct`, in the order in which they first appear, and to `grads` where the
    gradient of each is, if that of row i is at first + i·size. Returns how many there are, or -1 - i if the i-th is not from 0
@@ -125,8 +125,9 @@ ptrdiff_t rmsfast_distinct(ptrdiff_t *distinct, const char **grads, const ptrdif
 void rmsfast_sum_repeated(char *sums, ptrdiff_t *distinct, ptrdiff_t count, const char **grads, const ptrdiff_t *rows,
                           ptrdiff_t n, const char *first, ptrdiff_t size, int32_t *table, int bits, int is_float64);
 
-/* Whether some element of a strided array has a byte in [start, stop), counted from the array's lowest byte. */
+/* Whether some element of a strided array has a byte in [start, stop), counted from the array's lowest byte. Here strides
+   count `unit` bytes. */
 int rmsfast_strides_into(ptrdiff_t start, ptrdiff_t stop, ptrdiff_t itemsize, int ndim, const ptrdiff_t *shape,
-                         const ptrdiff_t *strides);
+                         const ptrdiff_t *strides, ptrdiff_t unit);
 
 #endif

@@ -1,0 +1,35 @@
+"""The plan of an optimizer on arrays, for `steps.pyx`."""
+
+cimport numpy as cnp
+from cpython.object cimport PyObject
+
+from rmsfast._core.memory cimport Span
+from rmsfast._core.plan cimport Plan
+
+
+cdef class ArrayPlan(Plan):
+    cdef readonly tuple groups
+    cdef readonly tuple keys            # of the parameters: names, or else 0, 1, 2, …
+    cdef readonly bint named
+    cdef readonly bint single           # one array, given as itself
+    cdef readonly list params
+    cdef list states                    # of each parameter, a list of its state arrays, or None for one
+    cdef list values                    # the settings of each group, as a dict
+    cdef list bound                     # the gradients that a step without any takes, or None
+    cdef Span *reaches                  # of the gradients, where they are to be set to zero
+
+    cdef int name(self) except -1
+    cdef int complete_states(self, groups) except -1
+    cdef int take_states(self, list states) except -1
+    cdef int take_values(self, list values) except -1
+    cdef bint collect(self, grads) except -1
+    cdef bint take(self, Py_ssize_t i, PyObject *g) noexcept
+    cdef int verify(self) except -1
+    cdef int check_bound(self) except -1
+    cdef bint check_erasable(self) except -1
+    cdef int erase_gradients(self, bint rows_only) except -1
+    cdef Py_ssize_t most_steps(self) noexcept
+    cdef int apply(self, rule, double grad_scale) except -1
+
+
+cdef cnp.ndarray zeros_beside(cnp.ndarray w)

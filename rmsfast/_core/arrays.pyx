@@ -1,0 +1,430 @@
+"""The front for NumPy: where arrays lie, and who keeps them alive. The optimizer owns the state.
+
+`ArrayPlan` is the plan of an optimizer, which `steps.pyx` uses; `update` is one step on one array.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cpython.dict cimport PyDict_CheckExact, PyDict_Size
+from cpython.list cimport PyList_CheckExact
+from cpython.mem cimport PyMem_Free
+from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_CheckExact
+from libc.math cimport INFINITY
+from libc.stdlib cimport qsort
+from libc.string cimport memset
+
+from rmsfast._core.kernel cimport (
+    CACHE_LINE, GRAD_AVG, MOMENTUM_BUFFER, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item, rmsfast_settings,
+)
+from rmsfast._core.memory cimport ALIGNED, WRITABLE, Memory, Span, folds, is_taken, reach_of
+from rmsfast._core.ndarray cimport format_of, is_exact_array, show
+from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep, name_of
+from rmsfast._core.rows cimport SummedRows, turned
+from rmsfast._core.threads cimport as_threads, most_threads
+
+cnp.import_array()
+
+import numpy as np
+
+from rmsfast._core.plan import STATE_NAMES
+
+
+cdef extern from "Python.h":
+    PyObject **PySequence_Fast_ITEMS(PyObject *sequence)
+    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject *sequence)
+    PyObject *PyDict_GetItemWithError(object mapping, object key) except? NULL
+
+
+# ---- Arrays: which can be updated, and how new state lies ----
+
+cdef int check_updatable(str name, cnp.ndarray a) except -1:
+    """Refuse an array whose elements cannot be updated in place."""
+    if not is_taken(format_of(a)):
+        raise TypeError(f"{name}: dtype {(<object>a).dtype}, expected float32, float64, complex64 or complex128 in "
+                        f"native byte order: {name.partition('[')[0]}.astype('float32')")
+    if not cnp.PyArray_ISWRITEABLE(a):
+        raise ValueError(f"{name}: read-only, expected a writable array, because it is updated in place: np.array(x) "
+                         "makes a copy that can be trained")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a) and not cnp.PyArray_IS_F_CONTIGUOUS(a):
+        raise ValueError(f"{name}: strides {(<object>a).strides} with shape {(<object>a).shape}, expected a C- or "
+                         "F-contiguous array: x.copy() is one")
+    if not cnp.PyArray_ISALIGNED(a):
+        raise ValueError(f"{name}: misaligned memory, expected an address that is a multiple of "
+                         f"{(<object>a).dtype.alignment}: x.copy() has one")
+    return 0
+
+
+cdef cnp.ndarray zeros_beside(cnp.ndarray w):
+    """New zeros with w's dtype, shape and memory order, and its offset from a cache line."""
+    cdef cnp.ndarray memory = np.zeros(cnp.PyArray_NBYTES(w) + CACHE_LINE, np.uint8)
+    shift = (<size_t>cnp.PyArray_DATA(w) - <size_t>cnp.PyArray_DATA(memory)) % CACHE_LINE
+    flat = memory[shift:shift + cnp.PyArray_NBYTES(w)].view((<object>w).dtype)
+    return flat.reshape((<object>w).shape, order="C" if cnp.PyArray_IS_C_CONTIGUOUS(w) else "F")
+
+
+cdef cnp.ndarray new_square_avg(cnp.ndarray w, double start):
+    """The array v at the start; of complex numbers, both parts."""
+    v = zeros_beside(w)
+    if start != 0:
+        with np.errstate(all="ignore"):     # as everywhere: what the type cannot hold is infinite, or 0
+            v[...] = complex(start, start) if np.iscomplexobj(v) else start
+    return v
+
+
+cdef cnp.ndarray in_memory_order(a, bint c_order):
+    """An array's numbers in C order or in Fortran order, flat; a copy where needed."""
+    flat = np.asarray(a).reshape(-1, order="C" if c_order else "F")
+    return flat.view(flat.real.dtype)
+
+
+cdef cnp.ndarray memory_of(PyObject *g):
+    """The array that a user gave for a gradient."""
+    return <cnp.ndarray>g if is_exact_array(g) else (<SummedRows>g).given
+
+
+cdef int by_start(const void *a, const void *b) noexcept nogil:
+    cdef size_t first = (<const Span *>a).start, second = (<const Span *>b).start
+    return -1 if first < second else first > second
+
+
+cdef bint shares_memory(g, h) except -1:
+    """Whether two gradients share memory; True where that would take long to find out."""
+    try:
+        return np.shares_memory(memory_of(<PyObject *>g), memory_of(<PyObject *>h), max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+# ---- The plan ----
+
+@cython.final
+cdef class ArrayPlan(Plan):
+    """The parameters of an optimizer, group by group, with their state. A longer plan takes the place of a shorter one.
+    """
+    def __cinit__(self, ArrayPlan shorter, list groups, bint single):
+        """Go on from a shorter plan, or from None, with more groups; each has "params" and perhaps "param_names"."""
+        cdef Py_ssize_t i, kept = 0 if shorter is None else shorter.count
+        cdef Py_ssize_t *axes
+        cdef Memory shown
+        self.single = single
+        self.groups = tuple(groups) if shorter is None else shorter.groups + tuple(groups)
+        self.params = [w for group in self.groups for w in group["params"]]
+        self.name()
+        for i in range(kept, len(self.params)):
+            check_updatable(self.label("params", i), self.params[i])
+        group_of = [g for g, group in enumerate(self.groups) for _ in group["params"]]
+        self.reserve(len(self.params), len(self.groups), sum([w.ndim for w in self.params]))
+        self.reaches = <Span *>calloc(self.count, sizeof(Span))
+        axes = self.axes
+        for i in range(self.count):
+            show(self.params[i], &shown)
+            shown.flags = WRITABLE | ALIGNED
+            axes = self.describe(i, group_of[i], &shown, axes)
+            self.watch(i, <PyObject *>self.params[i], &shown, False)
+            if i < kept:
+                self.records[i].steps = shorter.records[i].steps
+        states = [] if shorter is None else shorter.states.copy()
+        for i in range(kept, self.count):
+            square_avg = new_square_avg(self.params[i], self.groups[group_of[i]]["initial_square_avg"])
+            states.append([square_avg, None, None])
+        self.take_states(states)
+        self.complete_states(self.groups)
+
+    def __dealloc__(self):
+        PyMem_Free(self.reaches)
+
+    cdef bint look(self, PyObject *owner, Memory *seen) noexcept:
+        show(<cnp.ndarray>owner, seen)
+        return True
+
+    cdef str label(self, str kind, Py_ssize_t i):
+        if kind in STATE_NAMES:
+            return f"state[{self.keys[i]!r}][{kind!r}]"
+        return kind if self.single else f"{kind}[{self.keys[i]!r}]"
+
+    cdef int name(self) except -1:
+        """Find the keys: names in all groups, or in none. A group without parameters does not matter."""
+        groups = [group for group in self.groups if group["params"]]
+        named = [group for group in groups if "param_names" in group]
+        self.named = len(named) > 0
+        self.keys = tuple([key for group in named for key in group["param_names"]] if named
+                          else range(len(self.params)))
+        if self.named and len(named) < len(groups):
+            raise ValueError("params: names in some groups and none in others, expected them in all groups or in none")
+        if len(set(self.keys)) < len(self.params):
+            twice = next(key for key in self.keys if self.keys.count(key) > 1)
+            raise ValueError(f"params[{twice!r}]: a name of two parameters, expected one name for each")
+        return 0
+
+    # ---- State and settings ----
+
+    cdef int complete_states(self, groups) except -1:
+        """Make, as zeros, what the settings of the groups ask for and is not there yet."""
+        cdef Py_ssize_t i, k
+        states = None
+        for i in range(self.count):
+            group = groups[self.items[i].group]
+            for k, wanted in ((GRAD_AVG, group["centered"]), (MOMENTUM_BUFFER, group["momentum"] != 0)):
+                if wanted and self.states[i][k] is None:
+                    if states is None:
+                        states = [state.copy() for state in self.states]
+                    states[i][k] = zeros_beside(self.params[i])
+        if states is not None:
+            self.take_states(states)
+        return 0
+
+    cdef int take_states(self, list states) except -1:
+        """Work on these state arrays from now on, or raise and keep those from before."""
+        cdef Py_ssize_t i, nbytes
+        found = []
+        for i in range(self.count):
+            nbytes = self.items[i].n * self.items[i].itemsize
+            for k, a in enumerate([self.params[i], *states[i]]):
+                if nbytes > 0 and a is not None:
+                    start = <size_t>cnp.PyArray_DATA(a)
+                    found.append((start, start + nbytes, OWNERS * i + k))
+        self.take_spans(found)
+        self.states = states
+        self.warm = False
+        for i in range(self.count):
+            for k, a in enumerate(states[i]):
+                self.items[i].state[k] = NULL if a is None else <char *>cnp.PyArray_DATA(a)
+        return 0
+
+    cdef int take_values(self, list values) except -1:
+        """Go by these settings from now on, one dict for each group, or raise and keep those from before."""
+        structs = [as_struct(settings) for settings in values]
+        self.complete_states(values)
+        self.values = values
+        return self.take_settings(structs)
+
+    # ---- The gradients of a step ----
+
+    cdef bint collect(self, grads) except -1:
+        """Take a reference to every gradient. False if `grads` has an uncommon form.
+
+        Looking up a name may run Python code. Nothing is read from any array here.
+        """
+        cdef PyObject *g = <PyObject *>grads
+        cdef PyObject **given = &g
+        cdef Py_ssize_t i, found = 0
+        if PyDict_CheckExact(grads) and self.named:
+            for i in range(self.count):
+                g = PyDict_GetItemWithError(grads, self.keys[i])
+                if g != NULL:
+                    found += 1
+                    if not self.take(i, g):
+                        return False
+            return found == PyDict_Size(grads)
+        if PyList_CheckExact(grads) or PyTuple_CheckExact(grads):
+            if PySequence_Fast_GET_SIZE(<PyObject *>grads) != self.count:
+                return False
+            given = PySequence_Fast_ITEMS(<PyObject *>grads)
+        elif not self.single or not is_exact_array(g):
+            return False
+        for i in range(self.count):
+            if not self.take(i, given[i]):
+                return False
+        return True
+
+    cdef inline bint take(self, Py_ssize_t i, PyObject *g) noexcept:
+        """Keep one gradient, unless it is None. False if it is no ndarray, or of a subclass, and no `SummedRows`."""
+        if g != <PyObject *>None:
+            if not is_exact_array(g) and type(<object>g) is not SummedRows:
+                return False
+            keep(self, i, g)
+        return True
+
+    cdef int verify(self) except -1:
+        """Check everything, or raise."""
+        return 0 if self.check() == FINE else self.refuse()
+
+    cdef int check_bound(self) except -1:
+        """Refuse bound gradients that are no longer where they were."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.items[i].gradient.g != self.records[i].bound:
+                raise ValueError(f"{self.label('grads', i)}: resized or moved after it was bound, expected the same "
+                                 "memory: bind the gradients again")
+        return 0
+
+    cdef bint check_erasable(self) except -1:
+        """Refuse gradients that cannot be set to zero: read-only ones, and ones that share memory with each other.
+
+        Returns whether Python code may have run.
+        """
+        cdef Py_ssize_t i, j, n = 0
+        cdef Memory seen
+        cdef bint ran = False
+        for i in range(self.count):
+            if self.records[i].grad == NULL:
+                continue
+            g = memory_of(self.records[i].grad)
+            show(g, &seen)
+            if not seen.flags & WRITABLE:
+                raise ValueError(f"{self.label('grads', i)}: read-only, expected a writable array, because zero_grads "
+                                 "sets it to zero")
+            if cnp.PyArray_SIZE(g) > 0:
+                if folds(&seen):
+                    raise ValueError(f"{self.label('grads', i)}: strides {(<object>g).strides} with shape "
+                                     f"{(<object>g).shape}, expected "
+                                     "elements that share no memory, because zero_grads sets them to zero")
+                self.reaches[n] = reach_of(&seen)
+                self.reaches[n].owner = i
+                n += 1
+        qsort(self.reaches, n, sizeof(Span), &by_start)
+        for i in range(n):
+            for j in range(i + 1, n):
+                if self.reaches[j].start >= self.reaches[i].stop:
+                    break
+                ran = True
+                first, second = sorted([self.reaches[i].owner, self.reaches[j].owner])
+                if shares_memory(<object>self.records[first].grad, <object>self.records[second].grad):
+                    raise ValueError(f"{self.label('grads', second)}: shares memory with "
+                                     f"{self.label('grads', first)}, expected memory of its own, because zero_grads "
+                                     "sets it to zero")
+        return ran
+
+    cdef int erase_gradients(self, bint rows_only) except -1:
+        """Set to zero what a step has not: the gradients by rows, or all of them."""
+        cdef Py_ssize_t i
+        cdef PyObject *g
+        for i in range(self.count):
+            g = self.records[i].grad
+            if g != NULL and not (rows_only and is_exact_array(g)):
+                memory_of(g)[...] = 0
+        return 0
+
+    cdef Py_ssize_t most_steps(self) noexcept:
+        """The largest step count of all parameters."""
+        cdef Py_ssize_t i, most = 0
+        for i in range(self.count):
+            most = max(most, self.records[i].steps)
+        return most
+
+    # ---- A Python function in the kernel's place ----
+
+    cdef int apply(self, rule, double grad_scale) except -1:
+        """Let a Python function do what the kernel does. Returns the answer to nonfinite numbers, as `Plan.measure`.
+
+        It is called with a tuple for each parameter that has a gradient, and with the scale. The tuple holds the
+        settings, the step's number, and w, v, m, b and g as flat arrays of real numbers, of rows one after another. It
+        works in place and returns, for each of them, how many nonfinite numbers kept it from doing anything.
+        """
+        cdef Py_ssize_t i
+        cdef int answer = RMSFAST_PROPAGATE
+        cdef Item *item
+        stepping = []
+        parameters = []
+        for i in range(self.count):
+            self.records[i].nonfinite = 0
+            if self.records[i].grad != NULL:
+                stepping.append(i)
+        for i in stepping:
+            item = &self.items[i]
+            c_order = item.c_order
+            g = <object>self.records[i].grad
+            arrays = [np.asarray(self.params[i]), *self.states[i]]
+            if isinstance(g, SummedRows):
+                arrays = [None if a is None else turned(a, c_order)[(<SummedRows>g).indices] for a in arrays]
+                g = (<SummedRows>g).values()
+                c_order = True
+            flat = [None if a is None else in_memory_order(a, c_order) for a in [*arrays, g]]
+            parameters.append((self.values[item.group], self.records[i].steps + 1, *flat))
+        for i, nonfinite in zip(stepping, rule(parameters, grad_scale)):
+            self.records[i].nonfinite = nonfinite
+            if nonfinite > 0 and answer != RMSFAST_RAISE:
+                answer = self.settings[self.items[i].group].nonfinite
+        if answer == RMSFAST_PROPAGATE:
+            for i, (_, _, *flat, _) in zip(stepping, parameters):
+                g = <object>self.records[i].grad
+                if isinstance(g, SummedRows):
+                    indices = (<SummedRows>g).indices
+                    for a, rows in zip([np.asarray(self.params[i]), *self.states[i]], flat):
+                        if a is not None:
+                            a = turned(a, self.items[i].c_order)
+                            a[indices] = rows.view(a.dtype).reshape(len(indices), *a.shape[1:])
+        return answer
+
+
+# ---- One array, with the user's own state ----
+
+@cython.final
+cdef class OneArray(Plan):
+    """The plan of `rmsprop_update`. It is used again and again, because to make one takes longer than a small step."""
+
+    def __cinit__(self):
+        self.reserve(1, 1, 64)      # NumPy's arrays have at most 64 axes
+        self.spans = <Span *>calloc(2, sizeof(Span))
+        self.n_spans = 2
+        self.warm = True
+
+    cdef bint look(self, PyObject *owner, Memory *seen) noexcept:
+        show(<cnp.ndarray>owner, seen)
+        return True
+
+    cdef str label(self, str kind, Py_ssize_t i):
+        return {"params": "w", "square_avg": "v", "grads": "g"}[kind]
+
+    cdef int aim(self, cnp.ndarray w, cnp.ndarray v, cnp.ndarray g) except -1:
+        """Check the arrays, and point the item to them."""
+        cdef Memory shown
+        cdef Item *item = &self.items[0]
+        cdef size_t nbytes, w_start, v_start
+        check_updatable("w", w)
+        check_updatable("v", v)
+        show(w, &shown)
+        self.describe(0, 0, &shown, self.axes)
+        item.state[SQUARE_AVG] = <char *>cnp.PyArray_DATA(v)
+        if format_of(v) != shown.format:
+            raise TypeError(f"v: dtype {(<object>v).dtype}, expected {name_of(shown.format)}, as w: "
+                            "v.astype(w.dtype)")
+        if (<object>v).shape != (<object>w).shape:
+            raise ValueError(f"v: shape {(<object>v).shape}, expected {(<object>w).shape}, as w")
+        if not (cnp.PyArray_IS_C_CONTIGUOUS(v) if item.c_order else cnp.PyArray_IS_F_CONTIGUOUS(v)):
+            raise ValueError("v: memory order differs, expected that of w: both arrays in C order, or both in Fortran "
+                             "order")
+        nbytes = item.n * item.itemsize
+        w_start, v_start = <size_t>item.w, <size_t>item.state[SQUARE_AVG]
+        self.spans[w_start > v_start] = Span(w_start, w_start + nbytes, 0)
+        self.spans[w_start <= v_start] = Span(v_start, v_start + nbytes, 1)
+        if self.spans[0].stop > self.spans[1].start and nbytes > 0:
+            raise ValueError("v: shares memory with w, expected memory of its own")
+        self.changes += 1
+        keep(self, 0, <PyObject *>g)
+        if self.check() != FINE:
+            self.refuse()
+        return 0
+
+
+cdef OneArray spare = None
+
+
+def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not None,
+           double lr, double beta, double eps, num_threads=None, rule=None):
+    """Update w and v in place. A `rule`, called with them and g as flat arrays of real numbers, takes the kernel's
+    place. See `rmsfast.rmsprop_update`."""
+    global spare
+    cdef int most = most_threads(as_threads(num_threads))
+    cdef rmsfast_settings *s
+    cdef OneArray plan = spare
+    spare = None    # nobody else takes it meanwhile
+    if plan is None:
+        plan = OneArray()
+    try:
+        plan.aim(w, v, g)
+        if rule is not None:
+            rule(*[in_memory_order(a, plan.items[0].c_order) for a in (w, v, g)])
+            return
+        s = plan.settings
+        memset(s, 0, sizeof(rmsfast_settings))
+        s.lr = lr
+        s.beta = beta
+        s.eps = eps
+        s.clip_value = s.clip_norm = s.clip_global_norm = INFINITY
+        plan.prepare(1, False, most)
+        plan.update()
+    finally:
+        plan.let_go()
+        spare = plan

@@ -1,0 +1,111 @@
+"""What the loops work on: a line of items. There are pointers, lengths and settings here, and nobody's types.
+
+All parameters of a step form one line of elements. An item of this line is one parameter with its state and its gradient.
+"""
+
+from libc.math cimport INFINITY
+from libc.string cimport memcmp, memcpy
+
+
+cdef extern from "csrc/rmsfast.h" nogil:
+    ctypedef struct rmsfast_settings:
+        double lr
+        double beta
+        double eps
+        double momentum
+        double weight_decay
+        double clip_value
+        double clip_norm
+        double clip_global_norm
+        int nesterov
+        int centered
+        int decoupled_weight_decay
+        int eps_inside_sqrt
+        int lr_in_momentum
+        int bias_correction
+        int maximize
+        int nonfinite
+    ctypedef struct rmsfast_block:
+        double squares
+        Py_ssize_t nonfinite
+    int RMSFAST_FLOAT32, RMSFAST_FLOAT64
+    int RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP
+    int RMSFAST_BLOCK
+
+
+cdef enum:
+    SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STATE_ARRAYS
+    CACHE_LINE = 64
+    # An item costs this much beside its elements, in bytes of elements in the cache: 15 ns.
+    ITEM_COST = 512
+
+
+cdef struct Gradient:
+    # What a step takes for one parameter.
+    char *g                 # NULL: this step leaves the parameter alone
+    Py_ssize_t active       # elements that this step updates: all, or those of `rows`
+    const Py_ssize_t *rows  # NULL: all; else those that have a gradient, and where it is
+    const char *const *row_grads
+    size_t end              # on the line: bytes up to the end of this item, and what items cost beside them
+    Py_ssize_t first_block  # of the measured blocks, this item's first
+    double clip_factor
+    Py_ssize_t direct       # the gradient lies as the parameter does; else it is gathered with the item's `strides`
+
+
+cdef struct Item:
+    # One parameter on the line. All threads read it, so a step writes to it only what differs: see `put`.
+    Gradient gradient
+    double correction       # of the bias, in this step: 1, or 1/(1−βᵗ)
+    char *w
+    char *state[STATE_ARRAYS]   # NULL where the settings ask for none
+    Py_ssize_t n            # elements
+    Py_ssize_t row          # elements in one row, along the first axis
+    int itemsize            # bytes
+    int reals               # numbers in an element: two in a complex one
+    int dtype               # RMSFAST_FLOAT32 or RMSFAST_FLOAT64
+    int group
+    int ndim
+    bint c_order            # the first axis is the slowest in memory; else, for rows, it is the fastest
+    Py_ssize_t *shape       # from the axis that is slowest in memory to the fastest
+    Py_ssize_t *strides     # those of the gradient, in bytes, where it is not direct
+
+
+cdef struct Work:
+    # What the threads do: update the items, or, where there are `blocks`, measure their gradients.
+    const Item *items
+    Py_ssize_t count
+    const rmsfast_settings *settings    # by group
+    double grad_scale
+    bint zero_grads
+    rmsfast_block *blocks
+    double shrink
+    bint measure_all                    # a norm over all parameters is asked for
+
+
+cdef inline void put(void *place, const void *new, size_t size) noexcept nogil:
+    """Write what all threads read, but only if it differs.
+
+    Other cores have to fetch a line of memory again that one core wrote, at 50 to 200 ns each.
+    """
+    if memcmp(place, new, size) != 0:
+        memcpy(place, new, size)
+
+
+cdef inline Py_ssize_t blocks_of(const Item *item, Py_ssize_t active) noexcept nogil:
+    """How many blocks a gradient is measured in."""
+    return (active * item.reals + RMSFAST_BLOCK - 1) // RMSFAST_BLOCK
+
+
+cdef inline bint asks_for_measures(const rmsfast_settings *s) noexcept nogil:
+    """Whether settings need a norm, or the count of nonfinite numbers."""
+    return s.clip_norm != INFINITY or s.clip_global_norm != INFINITY or s.nonfinite != RMSFAST_PROPAGATE
+
+
+cdef inline size_t start_of(size_t length, int t, int threads) noexcept nogil:
+    """Where the stretch of the t-th thread begins. The stretch of the thread before ends there."""
+    return length if t == threads else length // threads * t
+
+
+cdef Py_ssize_t cut(const Item *item, size_t begin, size_t at) noexcept nogil
+cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+cdef void work_line(const Work *work, size_t length, int threads) noexcept nogil

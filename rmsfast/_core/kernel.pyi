@@ -1,0 +1,4 @@
+OPENMP: bool
+ISAS: tuple[str, ...]
+ISA: str
+__pyx_capi__: dict[str, object]  # what the other modules use

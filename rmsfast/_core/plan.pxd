@@ -1,0 +1,120 @@
+"""The plan of a step, for whoever owns the memory: a front derives its plan from `Plan`."""
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+
+from rmsfast._core.kernel cimport STATE_ARRAYS, Gradient, Item, Work, rmsfast_block, rmsfast_settings
+from rmsfast._core.memory cimport Memory, Span
+from rmsfast._core.threads cimport Learned
+
+
+cdef enum:
+    OWNERS = STATE_ARRAYS + 1   # of spans: for parameter i, OWNERS·i is the parameter itself, then come its state arrays
+    PLACES = OWNERS + 1         # the same, and the step count
+    SIZES = 64                  # of works, in powers of two of their bytes
+
+cdef enum Fault:
+    # What is wrong with a parameter or its gradient.
+    FINE
+    MOVED           # the parameter or its state is not where and as it was when the plan was made
+    NO_MEMORY       # the gradient shows no memory: it lies elsewhere, or was resized to nothing
+    WRONG_TYPE
+    WRONG_SHAPE
+    WRONG_ROWS      # rows that were made for another parameter, or whose memory moved
+    SHARED          # the gradient shares memory with what the step writes
+
+cdef enum Kind:
+    # Kinds of work, which take different times for the same bytes.
+    UPDATING
+    GATHERING       # updating, where some gradient lies otherwise than its parameter
+    MEASURING
+    KINDS
+
+
+cdef struct Place:
+    # A tensor that each step looks at: whose memory it is, and where that was when the plan was made.
+    PyObject *owner
+    char *data
+    int format
+    bint is_count           # a step count: one number, of a shape of its own
+
+
+cdef struct Record:
+    # What the calling thread keeps of a parameter. What each step reads comes first.
+    PyObject *grad          # the reference that keeps the gradient's memory
+    char *checked           # a gradient that lay here, as its parameter does, shared no memory …
+    Py_ssize_t checked_at   # … when the spans had changed so often
+    Memory shown            # how the front shows the parameter and its state; `data` says nothing
+    Py_ssize_t n_places     # 0: the kernel does not update this parameter
+    Place places[PLACES]
+    Py_ssize_t *axes        # from the slowest in memory to the fastest
+    char *bound             # where the bound gradient was when it was bound
+    Py_ssize_t steps        # taken
+    char *count             # a float32 or float64 that counts the steps, too, or NULL
+    int count_format
+    double squares          # of the gradient, …
+    Py_ssize_t nonfinite    # … and its infinite and NaN numbers, where they were measured
+    bint is_measured        # by somebody else, who updates the parameter
+
+
+cdef class Plan:
+    cdef Py_ssize_t count
+    cdef Item *items
+    cdef Record *records
+    cdef Work *work
+    cdef rmsfast_settings *settings     # by group
+    cdef Span *spans                    # of all memory that steps write, sorted
+    cdef Py_ssize_t n_spans
+    cdef Py_ssize_t changes             # of the spans
+    cdef Py_ssize_t *axes               # room for the shapes and strides of all items
+    cdef rmsfast_block *blocks          # room for what is measured, …
+    cdef Py_ssize_t room_of_blocks      # … for so many, …
+    cdef Py_ssize_t n_blocks            # … of which this step needs these
+    cdef Learned *learned[KINDS][SIZES] # what each kind of work on so many bytes took; NULL: nothing yet
+    cdef bint measures                  # a group asks for norms or for nonfinite elements, …
+    cdef bint measures_all              # … or for the norm of all gradients
+    cdef bint corrects                  # a group asks for the correction of the bias
+    cdef bint plain                     # all gradients of this step lie as their parameters do
+    cdef bint warm                      # a step has touched the state before
+    cdef int most                       # threads that this step may use
+    cdef Fault fault                    # what `check` found, …
+    cdef Py_ssize_t fault_at            # … with which parameter, …
+    cdef const Span *fault_span         # … and with which memory the gradient shares its own
+
+    # What a front says.
+    cdef bint look(self, PyObject *owner, Memory *seen) noexcept
+    cdef str label(self, str kind, Py_ssize_t i)
+
+    # What is made once.
+    cdef int reserve(self, Py_ssize_t count, Py_ssize_t groups, Py_ssize_t axes) except -1
+    cdef Py_ssize_t *describe(self, Py_ssize_t i, int group, const Memory *shown, Py_ssize_t *axes) except NULL
+    cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, bint is_count) except -1
+    cdef int take_spans(self, list found) except -1
+    cdef int take_settings(self, list structs) except -1
+
+    # A step.
+    cdef void let_go(self) noexcept
+    cdef Fault check(self) noexcept
+    cdef Fault find_fault(self, Fault fault, Py_ssize_t i) noexcept
+    cdef int refuse(self) except -1
+    cdef int prepare(self, double grad_scale, bint zero_grads, int most) except -1
+    cdef int measure(self) noexcept
+    cdef int conclude(self) noexcept
+    cdef double norm_after_overflow(self, Py_ssize_t start, Py_ssize_t stop) noexcept
+    cdef int refuse_nonfinite(self) except -1
+    cdef void update(self) noexcept
+    cdef void count_step(self) noexcept
+    cdef void run(self, Kind kind) noexcept
+    cdef Learned *learned_about(self, int kind, size_t length) noexcept
+
+
+cdef inline void keep(Plan plan, Py_ssize_t i, PyObject *g) noexcept:
+    """Keep a gradient alive for this step."""
+    Py_INCREF(<object>g)
+    plan.records[i].grad = g
+
+
+cdef void *calloc(Py_ssize_t count, size_t size) except NULL
+cdef rmsfast_settings as_struct(dict s) except *
+cdef str owner_kind(Py_ssize_t owner)
+cdef str name_of(int format)

@@ -1,0 +1,8 @@
+from typing_extensions import disjoint_base
+
+STATE_NAMES: tuple[str, str, str]
+NONFINITE: list[str]
+__pyx_capi__: dict[str, object]
+
+@disjoint_base
+class Plan: ...

@@ -1,0 +1,573 @@
+"""The plan of a step: what is known of the parameters, and check, measure, update, count. One plan for everybody.
+
+A front (`arrays.pyx`, `tensors.pyx`) derives its plan from `Plan`, and answers one question: where do a parameter, its
+state and its gradient lie, how, and who keeps them alive? The plan knows pointers, lengths, strides, types and settings. It
+has every check, and what one front has, the other has.
+
+A step goes: the front keeps a reference to each gradient (`keep`); `check` looks at everything and points the items to the
+gradients; `prepare` says what the threads do; `measure` finds norms and nonfinite numbers, where settings ask for them;
+`update` runs and counts the step; `let_go` drops the references. No element changes before `update`.
+"""
+
+cimport cython
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.ref cimport Py_DECREF
+from libc.math cimport INFINITY, isinf, ldexp, pow, sqrt
+from libc.string cimport memset
+
+from rmsfast._core.kernel cimport (
+    ITEM_COST, RMSFAST_FLOAT32, RMSFAST_FLOAT64, RMSFAST_PROPAGATE, RMSFAST_RAISE, asks_for_measures, blocks_of,
+    measure_item, put, work_line,
+)
+from rmsfast._core.memory cimport (
+    ALIGNED, COMPLEX64, COMPLEX128, FLOAT32, FLOAT64, MOST_AXES, is_dense, is_in_c_order, itemsize_of, reals_of,
+    shared_with, size_of,
+)
+from rmsfast._core.rows cimport SummedRows
+from rmsfast._core.threads cimport clock, record, team_for, tuning
+
+
+cdef extern from "Python.h":
+    PyObject *type_of "Py_TYPE"(PyObject *)
+
+cdef extern from "csrc/fpmode.h" nogil:
+    ctypedef struct rmsfast_fpmode:
+        pass
+    rmsfast_fpmode rmsfast_fpmode_enter()
+    void rmsfast_fpmode_leave(rmsfast_fpmode)
+
+
+STATE_NAMES = "square_avg", "grad_avg", "momentum_buffer"
+NONFINITE = ["propagate", "raise", "skip"]
+
+cdef PyObject *ROWS = <PyObject *>SummedRows
+
+
+cdef void *calloc(Py_ssize_t count, size_t size) except NULL:
+    """Zeroed memory for `PyMem_Free`."""
+    cdef void *memory = PyMem_Calloc(count, size)
+    if memory == NULL:
+        raise MemoryError(f"no memory for {count} × {size} bytes")
+    return memory
+
+
+cdef rmsfast_settings as_struct(dict s) except *:
+    """A group's settings for the stages. Those of a schedule are numbers by now."""
+    cdef rmsfast_settings settings
+    settings.lr = s["lr"]
+    settings.beta = s["beta"]
+    settings.eps = s["eps"]
+    settings.momentum = s["momentum"]
+    settings.weight_decay = s["weight_decay"]
+    settings.clip_value = INFINITY if s["clip_value"] is None else s["clip_value"]
+    settings.clip_norm = INFINITY if s["clip_norm"] is None else s["clip_norm"]
+    settings.clip_global_norm = INFINITY if s["clip_global_norm"] is None else s["clip_global_norm"]
+    settings.nesterov = <bint>s["nesterov"]
+    settings.centered = <bint>s["centered"]
+    settings.decoupled_weight_decay = <bint>s["decoupled_weight_decay"]
+    settings.eps_inside_sqrt = <bint>s["eps_inside_sqrt"]
+    settings.lr_in_momentum = <bint>s["lr_in_momentum"]
+    settings.bias_correction = <bint>s["bias_correction"]
+    settings.maximize = <bint>s["maximize"]
+    settings.nonfinite = NONFINITE.index(s["nonfinite"])
+    return settings
+
+
+# ---- What messages say ----
+
+cdef str owner_kind(Py_ssize_t owner):
+    """What the owner of a span is to its parameter."""
+    return STATE_NAMES[owner % OWNERS - 1] if owner % OWNERS > 0 else "params"
+
+
+cdef str name_of(int format):
+    """A dtype by NumPy's name."""
+    return {FLOAT32: "float32", FLOAT64: "float64", COMPLEX64: "complex64", COMPLEX128: "complex128"}[format]
+
+
+cdef tuple shape_of(const Memory *memory):
+    return tuple([memory.shape[axis] for axis in range(memory.ndim)])
+
+
+# ---- The plan ----
+
+cdef inline Py_ssize_t steps_of(const Record *record) noexcept:
+    """The steps that a parameter took. A count that is no such number says 0."""
+    cdef double steps
+    if record.count == NULL:
+        return record.steps
+    steps = (<double *>record.count)[0] if record.count_format == FLOAT64 else (<float *>record.count)[0]
+    return <Py_ssize_t>steps if 0 <= steps <= 2.0**53 else 0
+
+
+cdef inline bint same_form(const Memory *seen, const Memory *shown, bint *direct) noexcept:
+    """Whether an array has the shape of a parameter; and whether its elements lie as that one's."""
+    cdef int axis
+    direct[0] = True
+    if seen.ndim != shown.ndim:
+        return False
+    for axis in range(seen.ndim):
+        if seen.shape[axis] != shown.shape[axis]:
+            return False
+        if seen.strides[axis] != shown.strides[axis] and seen.shape[axis] != 1:
+            direct[0] = False
+    return True
+
+
+cdef inline bint is_unmoved(Plan plan, const Record *record, const Place *place) noexcept:
+    """Whether a tensor of a parameter is where and as it was when the plan was made."""
+    cdef Memory seen
+    cdef bint direct
+    if not plan.look(place.owner, &seen) or seen.data != place.data or seen.format != place.format:
+        return False
+    if place.is_count:
+        return size_of(&seen) == 1
+    return (same_form(&seen, &record.shown, &direct) and (direct or size_of(&seen) == 0)
+            and seen.flags & record.shown.flags == record.shown.flags)
+
+
+cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
+    """Check a gradient against its parameter and all memory that the step writes, and note where it was found."""
+    cdef const Item *item = &plan.items[i]
+    cdef Record *record = &plan.records[i]
+    cdef Memory seen
+    cdef bint direct
+    cdef int axis
+    if not plan.look(record.grad, &seen):
+        return NO_MEMORY
+    if seen.format != record.shown.format:
+        return WRONG_TYPE
+    if not same_form(&seen, &record.shown, &direct):
+        return WRONG_SHAPE
+    found.active = item.n
+    if item.n == 0:
+        found.direct = True
+        return FINE
+    found.direct = direct and seen.flags & ALIGNED
+    found.g = seen.data
+    if found.g == NULL:
+        return NO_MEMORY
+    if found.direct and record.checked == found.g and record.checked_at == plan.changes:
+        return FINE     # the memory that a step before took, and checked
+    plan.fault_span = shared_with(&seen, direct, plan.spans, plan.n_spans)
+    if plan.fault_span != NULL:
+        return SHARED
+    if found.direct:
+        record.checked = found.g
+        record.checked_at = plan.changes
+    else:
+        for axis in range(item.ndim):
+            item.strides[axis] = seen.strides[record.axes[axis]] * seen.unit
+    return FINE
+
+
+cdef Fault check_rows(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
+    """As `check_gradient`. The rows were checked when they were summed; here, that this was done for a parameter
+    such as this, and that their memory is where it was, and as large."""
+    cdef const Item *item = &plan.items[i]
+    cdef SummedRows g = <SummedRows>plan.records[i].grad
+    if (g.memory.format != plan.records[i].shown.format or g.memory.ndim != item.ndim
+            or g.limit != plan.records[i].shown.shape[0] or g.row != item.row or g.c_order != item.c_order
+            or not g.is_unmoved()):
+        return WRONG_ROWS
+    found.rows = g.distinct
+    found.row_grads = g.grads
+    found.active = g.count * item.row
+    if found.active > 0:
+        found.g = <char *>g.grads[0]
+        plan.fault_span = shared_with(&g.memory, False, plan.spans, plan.n_spans)
+        if plan.fault_span != NULL:
+            return SHARED
+    return FINE
+
+
+cdef inline double factor(double norm, double most) noexcept nogil:
+    """What a gradient is scaled by so that its norm is `most` at most. NaN for a norm of NaN."""
+    return 1 if norm <= most else most / norm
+
+
+cdef rmsfast_block measure_of(const Work *work, const Item *item) noexcept nogil:
+    """The measure of a gradient: that of its blocks, from the first to the last."""
+    cdef rmsfast_block whole = rmsfast_block(0, 0)
+    cdef Py_ssize_t k
+    for k in range(item.gradient.first_block, item.gradient.first_block + blocks_of(item, item.gradient.active)):
+        whole.squares += work.blocks[k].squares
+        whole.nonfinite += work.blocks[k].nonfinite
+    return whole
+
+
+cdef enum:
+    # Squares of doubles can be larger than any double. Multiplied by 2 to this power, none is, nor is their sum.
+    SHRINK = -600
+
+
+cdef class Plan:
+    """The items, records and spans of some parameters, and a step on them. Its number of parameters never changes."""
+
+    def __dealloc__(self):
+        cdef int kind, size
+        PyMem_Free(self.items)
+        PyMem_Free(self.records)
+        PyMem_Free(self.work)
+        PyMem_Free(self.settings)
+        PyMem_Free(self.spans)
+        PyMem_Free(self.axes)
+        PyMem_Free(self.blocks)
+        for kind in range(KINDS):
+            for size in range(SIZES):
+                PyMem_Free(self.learned[kind][size])
+
+    # ---- What a front says ----
+
+    cdef bint look(self, PyObject *owner, Memory *seen) noexcept:
+        """See an array or tensor as it is now. False if it has no memory that the kernel could use."""
+        return False
+
+    cdef str label(self, str kind, Py_ssize_t i):
+        """What messages call the array of a parameter: "params", "grads", or one of STATE_NAMES."""
+        return f"{kind}[{i}]"
+
+    # ---- What is made once ----
+
+    cdef int reserve(self, Py_ssize_t count, Py_ssize_t groups, Py_ssize_t axes) except -1:
+        """Make room for so many parameters, groups, and axes of all parameters together."""
+        cdef Py_ssize_t i
+        self.count = count
+        self.items = <Item *>calloc(count, sizeof(Item))
+        self.records = <Record *>calloc(count, sizeof(Record))
+        self.work = <Work *>calloc(1, sizeof(Work))
+        self.settings = <rmsfast_settings *>calloc(groups, sizeof(rmsfast_settings))
+        self.axes = <Py_ssize_t *>calloc(5 * axes, sizeof(Py_ssize_t))
+        for i in range(count):
+            self.items[i].correction = 1
+        return 0
+
+    cdef Py_ssize_t *describe(self, Py_ssize_t i, int group, const Memory *shown, Py_ssize_t *axes) except NULL:
+        """Note what stays of a parameter. `axes` has room for 5 numbers an axis; returns what is left of it."""
+        cdef Item *item = &self.items[i]
+        cdef Record *record = &self.records[i]
+        cdef int order[MOST_AXES]
+        cdef int axis, ndim = shown.ndim
+        cdef Py_ssize_t *shape = axes
+        cdef Py_ssize_t *strides = axes + ndim
+        is_dense(shown, order)
+        item.w = shown.data
+        item.n = size_of(shown)
+        item.itemsize = itemsize_of(shown.format)
+        item.reals = reals_of(shown.format)
+        item.dtype = RMSFAST_FLOAT32 if shown.format in (FLOAT32, COMPLEX64) else RMSFAST_FLOAT64
+        item.group = group
+        item.ndim = ndim
+        item.shape, item.strides = axes + 2 * ndim, axes + 3 * ndim
+        record.axes = axes + 4 * ndim
+        item.row = item.n // shown.shape[0] if item.n > 0 and ndim > 0 else item.n
+        item.c_order = is_in_c_order(shown)
+        for axis in range(ndim):
+            shape[axis] = shown.shape[axis]
+            strides[axis] = shown.strides[axis]
+            item.shape[axis] = shown.shape[order[axis]]
+            record.axes[axis] = order[axis]
+        record.shown = shown[0]
+        record.shown.data = NULL
+        record.shown.shape = shape
+        record.shown.strides = strides
+        record.checked_at = -1
+        return axes + 5 * ndim
+
+    cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, bint is_count) except -1:
+        """Look at this tensor of a parameter in each step, because others may move it."""
+        cdef Record *record = &self.records[i]
+        record.places[record.n_places] = Place(owner, shown.data, shown.format, is_count)
+        record.n_places += 1
+        if is_count:
+            record.count = shown.data
+            record.count_format = shown.format
+        return 0
+
+    cdef int take_spans(self, list found) except -1:
+        """Take note of all memory that steps write: a list of (start, stop, owner). Raise if parameters share some."""
+        cdef Py_ssize_t i
+        cdef Span *spans
+        found.sort()
+        for (_, stop, first), (start, _, second) in zip(found, found[1:]):
+            if stop > start:
+                first, second = sorted([first // OWNERS, second // OWNERS])
+                raise ValueError(f"{self.label('params', second)}: shares memory with {self.label('params', first)}, "
+                                 "expected each parameter once")
+        spans = <Span *>calloc(len(found), sizeof(Span))
+        for i, (start, stop, owner) in enumerate(found):
+            spans[i] = Span(start, stop, owner)
+        PyMem_Free(self.spans)
+        self.spans = spans
+        self.n_spans = len(found)
+        self.changes += 1
+        return 0
+
+    cdef int take_settings(self, list structs) except -1:
+        """Go by these settings from now on, one struct for each group."""
+        cdef Py_ssize_t i
+        cdef const rmsfast_settings *s
+        self.measures = self.measures_all = self.corrects = False
+        for i, settings in enumerate(structs):
+            self.settings[i] = settings
+            s = &self.settings[i]
+            self.measures |= asks_for_measures(s)
+            self.measures_all |= s.clip_global_norm != INFINITY
+            self.corrects |= s.bias_correction
+        for i in range(self.count):
+            self.items[i].correction = 1
+        return 0
+
+    # ---- A step: check ----
+
+    cdef void let_go(self) noexcept:
+        """Drop the references to the gradients."""
+        cdef Py_ssize_t i
+        cdef PyObject *g
+        for i in range(self.count):
+            g = self.records[i].grad
+            if g != NULL:
+                self.records[i].grad = NULL
+                Py_DECREF(<object>g)
+
+    cdef Fault check(self) noexcept:
+        """Look at every parameter and the gradients kept, and point the items to these.
+
+        No Python code runs here. What was looked at stays as it is until Python code does run.
+        """
+        cdef Py_ssize_t i, k, n_blocks = 0, plain = True
+        cdef size_t end = 0
+        cdef const Item *item
+        cdef const Record *record
+        cdef Gradient found
+        cdef Fault fault
+        for i in range(self.count):     # first, since the spans are right only if nothing moved
+            record = &self.records[i]
+            for k in range(record.n_places):
+                if not is_unmoved(self, record, &record.places[k]):
+                    return self.find_fault(MOVED, i)
+        for i in range(self.count):
+            item = &self.items[i]
+            memset(&found, 0, sizeof(found))
+            if self.records[i].grad != NULL:
+                found.clip_factor = 1
+                if type_of(self.records[i].grad) == ROWS:
+                    fault = check_rows(self, i, &found)
+                else:
+                    fault = check_gradient(self, i, &found)
+                if fault != FINE:
+                    return self.find_fault(fault, i)
+                plain &= found.direct
+                end += found.active * item.itemsize + ITEM_COST
+                if self.measures:
+                    found.first_block = n_blocks
+                    n_blocks += blocks_of(item, found.active)
+            found.end = end
+            put(&self.items[i].gradient, &found, sizeof(found))
+        self.plain = plain
+        self.n_blocks = n_blocks
+        return FINE
+
+    cdef Fault find_fault(self, Fault fault, Py_ssize_t i) noexcept:
+        self.fault = fault
+        self.fault_at = i
+        return fault
+
+    cdef int refuse(self) except -1:
+        """Raise for the fault that `check` found."""
+        cdef Py_ssize_t i = self.fault_at
+        cdef const Memory *shown = &self.records[i].shown
+        cdef Memory now
+        cdef object g = <object>self.records[i].grad if self.records[i].grad != NULL else None
+        cdef str expected = f"{name_of(shown.format)} of shape {shape_of(shown)}"
+        if self.fault == MOVED:
+            w = <object>self.records[i].places[0].owner
+            raise ValueError(f"{self.label('params', i)}: resized or changed after it was given to the optimizer: now "
+                             f"{w.dtype} of shape {tuple(w.shape)}, expected the same memory, writable, as {expected}")
+        name = self.label("grads", i)
+        if self.fault == WRONG_ROWS:
+            raise ValueError(f"{name}: rows of another parameter, or moved since they were given, expected rows of "
+                             "this one, and their memory to stay")
+        if self.fault == SHARED:
+            owner = self.fault_span.owner
+            raise ValueError(f"{name}: shares memory with {self.label(owner_kind(owner), owner // OWNERS)}: pass a "
+                             "copy")
+        if self.fault == NO_MEMORY:
+            raise ValueError(f"{name}: has no memory of its own, expected {expected} in this process's memory")
+        if self.fault == WRONG_TYPE:
+            raise TypeError(f"{name}: dtype {g.dtype}, expected {name_of(shown.format)}, as the parameter: "
+                            "g.astype(w.dtype)")
+        raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {shape_of(shown)}, as the parameter")
+
+    # ---- A step: measure ----
+
+    cdef int prepare(self, double grad_scale, bint zero_grads, int most) except -1:
+        """Say what the threads, `most` of them at most, are to do with what `check` found."""
+        cdef Work work
+        cdef rmsfast_fpmode mode
+        cdef const rmsfast_settings *s
+        cdef Py_ssize_t i
+        if self.measures and self.n_blocks > self.room_of_blocks:
+            blocks = calloc(self.n_blocks, sizeof(rmsfast_block))
+            PyMem_Free(self.blocks)
+            self.blocks = <rmsfast_block *>blocks
+            self.room_of_blocks = self.n_blocks
+        if self.corrects:
+            mode = rmsfast_fpmode_enter()
+            for i in range(self.count):
+                s = &self.settings[self.items[i].group]
+                if s.bias_correction and self.records[i].grad != NULL:
+                    self.items[i].correction = 1 / (1 - pow(s.beta, steps_of(&self.records[i]) + 1.0))
+            rmsfast_fpmode_leave(mode)
+        self.most = most
+        memset(&work, 0, sizeof(work))
+        work.items = self.items
+        work.count = self.count
+        work.settings = self.settings
+        work.grad_scale = grad_scale
+        work.zero_grads = zero_grads
+        work.shrink = 1
+        work.measure_all = self.measures_all
+        put(self.work, &work, sizeof(work))
+        return 0
+
+    cdef int measure(self) noexcept:
+        """Measure the gradients, where `measures` says so. Returns the answer to nonfinite numbers, as `conclude`."""
+        cdef int answer
+        self.work.blocks = self.blocks
+        self.run(MEASURING)
+        answer = self.conclude()
+        self.work.blocks = NULL
+        return answer
+
+    cdef int conclude(self) noexcept:
+        """Set the factors that clip, from what was measured. Returns the strictest answer to nonfinite numbers that a
+        group with such numbers asks for: RMSFAST_PROPAGATE, which is to go on, RMSFAST_SKIP or RMSFAST_RAISE."""
+        cdef rmsfast_fpmode mode = rmsfast_fpmode_enter()
+        cdef rmsfast_block measure
+        cdef const rmsfast_settings *s
+        cdef Item *item
+        cdef Record *record
+        cdef double squares = 0, norm
+        cdef Py_ssize_t i, nonfinite = 0
+        cdef int answer = RMSFAST_PROPAGATE
+        for i in range(self.count):
+            item = &self.items[i]
+            record = &self.records[i]
+            s = &self.settings[item.group]
+            if not record.is_measured:
+                record.nonfinite = 0
+                if item.gradient.g == NULL or not (self.measures_all or asks_for_measures(s)):
+                    continue
+                measure = measure_of(self.work, item)
+                record.squares = measure.squares
+                record.nonfinite = measure.nonfinite
+            squares += record.squares
+            nonfinite += record.nonfinite
+            if record.nonfinite > 0 and s.nonfinite != RMSFAST_PROPAGATE and answer != RMSFAST_RAISE:
+                answer = s.nonfinite
+            if s.clip_norm != INFINITY:
+                norm = sqrt(record.squares)
+                if isinf(norm) and record.nonfinite == 0:
+                    norm = self.norm_after_overflow(i, i + 1)
+                item.gradient.clip_factor = factor(norm, s.clip_norm)
+        if self.measures_all and answer == RMSFAST_PROPAGATE:
+            norm = sqrt(squares)
+            if isinf(norm) and nonfinite == 0:
+                norm = self.norm_after_overflow(0, self.count)
+            for i in range(self.count):
+                s = &self.settings[self.items[i].group]
+                if s.clip_global_norm != INFINITY:
+                    self.items[i].gradient.clip_factor = factor(norm, s.clip_global_norm)
+        rmsfast_fpmode_leave(mode)
+        return answer
+
+    cdef double norm_after_overflow(self, Py_ssize_t start, Py_ssize_t stop) noexcept:
+        """The norm of some gradients, where the sum of squares of finite numbers is infinite.
+
+        Beside such numbers those of a float32 gradient make no difference. They are left out, unless they became
+        infinite when they were scaled.
+        """
+        cdef const Item *item
+        cdef double squares = 0, part
+        cdef Py_ssize_t i
+        self.work.shrink = ldexp(1, SHRINK)
+        for i in range(start, stop):
+            item = &self.items[i]
+            if self.records[i].is_measured:
+                squares += ldexp(self.records[i].squares, 2 * SHRINK)
+            if item.gradient.g == NULL:
+                continue
+            if item.dtype == RMSFAST_FLOAT64:
+                measure_item(self.work, item, 0, item.gradient.active)
+            part = measure_of(self.work, item).squares
+            if item.dtype == RMSFAST_FLOAT64 or isinf(part):
+                squares += part
+        self.work.shrink = 1
+        return ldexp(sqrt(squares), -SHRINK)
+
+    cdef int refuse_nonfinite(self) except -1:
+        """Raise for the first parameter whose gradient has nonfinite numbers and that wants it so."""
+        cdef Py_ssize_t i
+        cdef const Item *item
+        cdef const Record *record
+        for i in range(self.count):
+            item = &self.items[i]
+            record = &self.records[i]
+            if record.nonfinite > 0 and self.settings[item.group].nonfinite == RMSFAST_RAISE:
+                of_all = "" if record.is_measured else f"of {item.gradient.active * item.reals} "
+                raise FloatingPointError(f"{self.label('grads', i)}: {record.nonfinite} {of_all}numbers are infinite or "
+                                         "NaN, expected finite numbers (nonfinite='raise')")
+        return 0
+
+    # ---- A step: update, count ----
+
+    cdef void update(self) noexcept:
+        """Update the parameters, and count this step for each that has a gradient."""
+        self.run(UPDATING if self.plain else GATHERING)
+        self.warm = True
+        self.count_step()
+
+    cdef void count_step(self) noexcept:
+        cdef Py_ssize_t i
+        cdef Record *record
+        for i in range(self.count):
+            record = &self.records[i]
+            if record.grad == NULL:
+                continue
+            record.steps += 1
+            if record.count == NULL:
+                continue
+            if record.count_format == FLOAT64:
+                (<double *>record.count)[0] += 1
+            else:
+                (<float *>record.count)[0] += 1
+
+    cdef void run(self, Kind kind) noexcept:
+        """Do the work on the whole line, with a team if the work is worth one, and learn from how long it took."""
+        cdef size_t length = self.items[self.count - 1].gradient.end if self.count > 0 else 0
+        cdef Learned *learned = NULL
+        cdef int threads = 1, most = self.most, kept = 1
+        cdef double start, stop
+        if most > 1 and (length >= tuning.smallest_work or tuning.forced):
+            learned = self.learned_about(kind, length)
+            if learned != NULL:
+                threads = team_for(learned, length, &most, &kept)
+        if threads == 1 and length < tuning.bytes_to_release_gil:
+            work_line(self.work, length, 1)
+            return
+        with nogil:
+            start = clock()
+            work_line(self.work, length, threads)
+            stop = clock()
+        if learned != NULL and self.warm:   # where new memory is touched for the first time, the time says nothing
+            record(learned, length, most, threads, stop - start, kept, stop)
+
+    cdef Learned *learned_about(self, int kind, size_t length) noexcept:
+        """What was learned about this kind of work on about so many bytes. NULL if there is no memory to learn."""
+        cdef int size = 0
+        while length >> size > 1:
+            size += 1
+        if self.learned[kind][size] == NULL:
+            self.learned[kind][size] = <Learned *>PyMem_Calloc(1, sizeof(Learned))
+        return self.learned[kind][size]

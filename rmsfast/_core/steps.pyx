@@ -1,0 +1,315 @@
+"""The steps of an optimizer on arrays, one call at a time: its plan, its lock, its settings, and its state as of one moment.
+
+A call of `rmsfast.RMSProp.step` comes here first.
+"""
+
+import typing
+
+cimport cython
+cimport numpy as cnp
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.list cimport PyList_GET_SIZE
+from libc.math cimport INFINITY
+
+from rmsfast._core.arrays cimport ArrayPlan, zeros_beside
+from rmsfast._core.kernel cimport RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
+from rmsfast._core.memory cimport overlap
+from rmsfast._core.plan cimport MOVED
+from rmsfast._core.threads cimport Lock, as_threads, most_threads
+
+import numpy as np
+
+from rmsfast._core.plan import STATE_NAMES
+
+
+@cython.final
+cdef class Flag:
+    """Raised by a parameter group whose settings changed, lowered by the front that reads them."""
+    cdef public bint up
+
+    def put(self, list held not None, dict settings not None):
+        """Change settings that groups hold, and raise the flag: here, where no signal and no other thread can come
+        between."""
+        cdef dict each
+        for each in held:
+            each.update(settings)
+        self.up = True
+
+
+class Snapshot(typing.NamedTuple):
+    """An optimizer as of one moment: what `ArrayFront.state` returns, with copies; each group's settings; the numbers of
+    steps taken and skipped; and copies of the parameters, or none."""
+    plan: object
+    entries: list
+    settings: list
+    steps: int
+    skipped: int
+    params: list
+
+
+@cython.final
+cdef class ArrayFront:
+    """The steps of an optimizer on arrays, one call at a time.
+
+    Parameters
+    ----------
+    changed : Flag
+        Raised whenever the settings have to be read again.
+    read_settings : callable
+        Called with the groups and the number of steps taken so far. Returns a bool, whether to ask again at every step,
+        and for each group a dict of its settings, with a number for a schedule.
+    num_threads : int or None
+        None follows `get_num_threads`.
+    rule : callable or None
+        A Python function in the kernel's place: see `ArrayPlan.apply`.
+    """
+    cdef Lock lock
+    cdef readonly ArrayPlan plan
+    cdef readonly Py_ssize_t steps      # taken, whichever parameters had gradients
+    cdef readonly Py_ssize_t skipped    # for their nonfinite gradients
+    cdef Flag changed
+    cdef bint scheduled
+    cdef object read_settings
+    cdef object rule
+    cdef int wanted_threads
+    cdef public list loans              # of memory that others own: each step lets these `check()` that it is still there
+
+    def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
+        self.wanted_threads = as_threads(num_threads)
+        self.changed = changed
+        self.read_settings = read_settings
+        self.rule = rule
+        self.plan = ArrayPlan(None, [], False)
+        self.lock = Lock()
+        self.loans = []
+
+    cdef int begin(self) except -1:
+        """Wait for this optimizer's turn. Drop what a thread that a fork left behind held for its step, and read the
+        settings again, which it may have been at."""
+        if self.lock.acquire():
+            self.plan.let_go()
+            self.changed.up = True
+        return 0
+
+    def add_groups(self, list groups, bint single):
+        """Take more groups with new state for their parameters, or raise and change nothing."""
+        self.begin()
+        try:
+            self.plan = ArrayPlan(self.plan, groups, single)
+            self.changed.up = True
+        finally:
+            self.lock.release()
+
+    def bind(self, list grads):
+        """Let steps without gradients take these, one ndarray (of no subclass) or None for each parameter; None instead
+        of them ends that. Raises if a step would; returns False if they are not in this form."""
+        cdef ArrayPlan plan
+        cdef Py_ssize_t i
+        self.begin()
+        plan = self.plan
+        try:
+            if grads is not None:
+                if not plan.collect(grads):
+                    return False
+                plan.verify()
+                for i in range(plan.count):
+                    plan.records[i].bound = plan.items[i].gradient.g
+            plan.bound = grads
+            return True
+        finally:
+            plan.let_go()
+            self.lock.release()
+
+    def step(self, grads, grad_scale, zero_grads):
+        """Take one step, or raise and change nothing.
+
+        Returns False, with nothing done, if an argument is not in the common form: grads a list or tuple with an
+        ndarray (of no subclass), `SummedRows` or None for each parameter, a dict of such by name, the ndarray of a
+        single parameter, or None where gradients are bound; grad_scale a finite float, not negative; zero_grads a bool.
+        """
+        cdef int most = most_threads(self.wanted_threads), answer = RMSFAST_PROPAGATE
+        cdef ArrayPlan plan
+        cdef double scale
+        cdef bint bound, erases = zero_grads is True
+        if not PyFloat_CheckExact(grad_scale) or not (erases or zero_grads is False):
+            return False
+        scale = PyFloat_AS_DOUBLE(grad_scale)
+        if not 0 <= scale < INFINITY:
+            return False
+        self.begin()
+        plan = self.plan
+        try:
+            bound = grads is None and plan.bound is not None
+            if PyList_GET_SIZE(self.loans) > 0:
+                self.check_loans(bound)
+            if not plan.collect(plan.bound if bound else grads):
+                return False
+            plan.verify()
+            if self.changed.up or self.scheduled:
+                self.refresh()
+                plan.verify()       # again, because Python code ran
+            if erases and plan.check_erasable():
+                plan.verify()
+            if bound:
+                plan.check_bound()
+            plan.prepare(scale, erases, most)
+            if self.rule is not None:
+                answer = plan.apply(self.rule, scale)
+            elif plan.measures:
+                answer = plan.measure()
+            if answer == RMSFAST_RAISE:
+                plan.refuse_nonfinite()
+            if answer == RMSFAST_SKIP:
+                self.skipped += 1
+            else:
+                if self.rule is None:
+                    plan.update()
+                else:
+                    plan.count_step()
+                self.steps += 1
+            if erases:
+                plan.erase_gradients(answer == RMSFAST_PROPAGATE and self.rule is None)
+            return True
+        finally:
+            plan.let_go()
+            self.lock.release()
+
+    cdef int check_loans(self, bint bound) except -1:
+        """Raise if memory of the parameters, or of gradients that are `bound`, was moved or freed by its owner."""
+        for loan in self.loans:
+            if bound or not loan.bound:
+                loan.check()
+        return 0
+
+    cdef int refresh(self) except -1:
+        """Read the settings of all groups, or raise and keep those from before."""
+        self.changed.up = False
+        try:
+            self.scheduled, values = self.read_settings(self.plan.groups, self.steps)
+            self.plan.take_values(values)
+        except BaseException:
+            self.changed.up = True
+            raise
+        return 0
+
+    @property
+    def num_threads(self):
+        return self.wanted_threads or None
+
+    def _stretches(self, grads, int threads):
+        """Return what each thread of a team would update: a list of (parameter, first element, last + 1). For tests."""
+        cdef ArrayPlan plan
+        cdef Py_ssize_t i, first, last
+        cdef size_t begin, start, stop, length
+        cdef int t
+        self.begin()
+        plan = self.plan
+        try:
+            plan.collect(grads)
+            plan.verify()
+            length = plan.items[plan.count - 1].gradient.end
+            stretches = []
+            for t in range(threads):
+                start = start_of(length, t, threads)
+                stop = start_of(length, t + 1, threads)
+                stretches.append([])
+                begin = 0
+                for i in range(plan.count):
+                    first = cut(&plan.items[i], begin, start)
+                    last = cut(&plan.items[i], begin, stop)
+                    if first < last:
+                        stretches[t].append((i, first, last))
+                    begin = plan.items[i].gradient.end
+            return stretches
+        finally:
+            plan.let_go()
+            self.lock.release()
+
+    # ---- State, as of one moment ----
+
+    def state(self):
+        """Return the plan, and the key, step count and state arrays by name of each of its parameters.
+
+        The arrays are views: what is done to such an array, but for its elements, does nothing to ours.
+        """
+        cdef ArrayPlan plan = self.plan
+        return plan, [
+            (
+                key,
+                plan.records[i].steps,
+                {name: a.view() for name, a in zip(STATE_NAMES, plan.states[i]) if a is not None},
+            )
+            for i, key in enumerate(plan.keys)
+        ]
+
+    def snapshot(self, bint with_params=False):
+        """Return copies of everything as of one moment, of the parameters if asked for."""
+        self.begin()
+        try:
+            self.check_loans(False)
+            plan, entries = self.state()
+            return Snapshot(
+                plan,
+                [
+                    (key, steps, {name: a.copy(order="K") for name, a in arrays.items()})
+                    for key, steps, arrays in entries
+                ],
+                [group.settings() for group in plan.groups],
+                self.steps,
+                self.skipped,
+                [np.asarray(w).copy(order="K") for w in plan.params] if with_params else [],
+            )
+        finally:
+            self.lock.release()
+
+    def restore(self, ArrayPlan plan not None, list steps, list states, list settings, steps_taken, params=None,
+                skipped=None):
+        """Take over what was checked against a plan: of each parameter its step count and a dict of its state arrays,
+        perhaps this optimizer's own; for each group the dict that holds its settings, and what to put there; the number
+        of steps taken, or None for the largest step count; and perhaps the parameters, and the number of steps skipped.
+        Or, if a parameter changed, raise and change nothing."""
+        cdef Py_ssize_t i, all_steps = -1 if steps_taken is None else steps_taken
+        cdef Py_ssize_t all_skipped = self.skipped if skipped is None else skipped
+        self.begin()
+        try:
+            self.check_loans(False)
+            given = [[state.get(name) for name in STATE_NAMES] for state in states]
+            for i in range(plan.count):
+                for k, a in enumerate(given[i]):
+                    if a is not None and shares_any(a, plan):
+                        given[i][k] = a.copy()
+            if plan.check() == MOVED:       # here, because other threads may have run until now
+                plan.refuse()
+            for i, w in enumerate(plan.params):
+                for kind, a in zip(("params", *STATE_NAMES), (None if params is None else params[i], *given[i])):
+                    if a is not None and not (a.dtype == w.dtype and a.shape == w.shape):
+                        raise ValueError(f"{plan.label(kind, i)}: {a.dtype} of shape {a.shape}, expected {w.dtype} of "
+                                         f"shape {w.shape}")
+            own = []
+            for i in range(plan.count):
+                own.append([
+                    None if a is None else zeros_beside(plan.params[i]) if old is None else old
+                    for a, old in zip(given[i], self.plan.states[i])
+                ])
+            own += self.plan.states[plan.count:]
+            # From here on no Python code runs, so that a signal takes effect before or after all of it.
+            self.plan.take_states(own)
+            for i in range(plan.count):
+                self.plan.records[i].steps = steps[i]
+                for a, old in zip(given[i], own[i]):
+                    if a is not None:
+                        old[...] = a
+                if params is not None:
+                    np.asarray(self.plan.params[i])[...] = params[i]    # whatever a subclass makes of [...]
+            for held, values in settings:
+                self.changed.put([held], values)
+            self.skipped = all_skipped
+            self.steps = self.plan.most_steps() if steps_taken is None else all_steps
+        finally:
+            self.lock.release()
+
+
+cdef bint shares_any(a, ArrayPlan plan):
+    """Whether an array reaches over some memory that steps write."""
+    start, stop = np.lib.array_utils.byte_bounds(a)
+    return overlap(plan.spans, plan.n_spans, start, stop) != NULL
