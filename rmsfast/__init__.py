@@ -5,7 +5,11 @@
 says what is installed.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rmsfast import dialects, reference
 
 __version__ = "0.1.0"
 
@@ -20,12 +24,22 @@ except ModuleNotFoundError as _error:
         "`pip install -e .`"
     ) from None
 
-from rmsfast import dialects, reference
 from rmsfast._core.threads import get_num_threads, set_num_threads, usable_threads
 from rmsfast.optimizer import RMSProp, rmsprop_update
 from rmsfast.rows import Rows
 
 __all__ = ["RMSProp", "Rows", "config", "dialects", "get_num_threads", "reference", "rmsprop_update", "set_num_threads"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `dialects` and `reference` when they are first asked for: most programs use neither."""
+    if name in ("dialects", "reference"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def config() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -83,16 +83,17 @@ def as_array_of(label: str, tensor: Any) -> Array:
     return array  # type: ignore[no-any-return]
 
 
-class Loan(NamedTuple):
+class Loan:
     """Memory that another object owns, such as a tensor, a map or a ctypes array, and where it was when it was given.
 
     Some owners can move or free such memory at any time. So each call that will use it checks first.
     """
 
-    label: str
-    owner: Any
-    place: tuple[int, int]
-    bound: bool
+    def __init__(self, label: str, owner: Any, place: tuple[int, int], bound: bool) -> None:
+        self.label = label
+        self.owner = owner
+        self.place = place
+        self.bound = bound
 
     def check(self) -> None:
         """Raise if the memory has been moved or freed."""

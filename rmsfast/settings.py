@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,17 +11,19 @@ from rmsfast._core import steps
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Number(NamedTuple):
-    """A setting that is a real number from `low` to `high`.
+class Number:
+    """A setting that is a real number from 0 to `high`.
 
-    With `above`, `low` itself is not allowed. With `optional`, None is, and means the same as infinity.
+    With `above`, 0 itself is not allowed. With `optional`, None is, and means the same as infinity.
     """
 
-    default: float | None
-    low: float = 0.0
-    high: float = np.inf
-    above: bool = False
-    optional: bool = False
+    def __init__(
+        self, default: float | None, high: float = np.inf, above: bool = False, optional: bool = False
+    ) -> None:
+        self.default = default
+        self.high = high
+        self.above = above
+        self.optional = optional
 
     def read(self, value: Any, label: str) -> Any:
         """Return the value as a float, or raise. Messages call it `label`."""
@@ -30,26 +32,23 @@ class Number(NamedTuple):
         number = value if type(value) is float else as_float(value)
         if number == np.inf and self.optional:
             return None  # one way to say "no limit"
-        if number is not None and self.low <= number <= self.high and not (self.above and number == self.low):
+        if number is not None and 0 <= number <= self.high and not (self.above and number == 0):
             return number
         error = TypeError if number is None else ValueError
         raise error(f"{label}: {value!r:.60}, expected {self}")
 
     def __str__(self) -> str:
         if self.high < np.inf:
-            return f"a number from {self.low:g} to {self.high:g}"
-        return f"a number {'>' if self.above else '≥'} {self.low:g}{' or None' if self.optional else ''}"
+            return f"a number from 0 to {self.high:g}"
+        return f"a number {'>' if self.above else '≥'} 0{' or None' if self.optional else ''}"
 
 
-class Choice(NamedTuple):
+class Choice:
     """A setting that is one of a few values. The first is the default."""
 
-    values: tuple[Any, ...]
-
-    @property
-    def default(self) -> Any:
-        """Return the value that the setting has where none is given."""
-        return self.values[0]
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+        self.default = values[0]
 
     def read(self, value: Any, label: str) -> Any:
         """Return the value, or raise. Messages call it `label`."""
@@ -61,7 +60,7 @@ class Choice(NamedTuple):
         raise error(f"{label}: {value!r:.60}, expected {' or '.join(map(repr, self.values))}")
 
 
-SWITCH = Choice((False, True))
+SWITCH = Choice(False, True)
 LIMIT = Number(None, above=True, optional=True)
 
 # The settings of a parameter group.
@@ -82,7 +81,7 @@ SETTINGS: dict[str, Number | Choice] = {
     "clip_value": LIMIT,
     "clip_norm": LIMIT,
     "clip_global_norm": LIMIT,
-    "nonfinite": Choice(("propagate", "raise", "skip")),
+    "nonfinite": Choice("propagate", "raise", "skip"),
 }
 
 # A setting of one step.

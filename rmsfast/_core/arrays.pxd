@@ -24,7 +24,6 @@ cdef class ArrayPlan(Plan):
     cdef int take_values(self, list values) except -1
     cdef bint collect(self, grads) except -1
     cdef bint take(self, Py_ssize_t i, PyObject *g) noexcept
-    cdef int verify(self) except -1
     cdef int check_bound(self) except -1
     cdef bint check_erasable(self) except -1
     cdef int erase_gradients(self, bint rows_only) except -1

@@ -236,10 +236,6 @@ cdef class ArrayPlan(Plan):
             keep(self, i, g)
         return True
 
-    cdef int verify(self) except -1:
-        """Check everything, or raise."""
-        return 0 if self.check() == FINE else self.refuse()
-
     cdef int check_bound(self) except -1:
         """Refuse bound gradients that are no longer where they were."""
         cdef Py_ssize_t i

@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, SupportsIndex, final
+from typing import Any, SupportsIndex, final
 
 from rmsfast._core.arrays import ArrayPlan
 from rmsfast._core.plan import STATE_NAMES as STATE_NAMES
@@ -10,13 +10,20 @@ class Flag:
     up: bool
     def put(self, held: list[dict[str, Any]], settings: dict[str, Any]) -> None: ...
 
-class Snapshot(NamedTuple):
-    plan: ArrayPlan
-    entries: list[tuple[Any, int, dict[str, Array]]]
-    settings: list[dict[str, Any]]
-    steps: int
-    skipped: int
-    params: list[Array]
+@final
+class Snapshot:
+    @property
+    def plan(self) -> ArrayPlan: ...
+    @property
+    def entries(self) -> list[tuple[Any, int, dict[str, Array]]]: ...
+    @property
+    def settings(self) -> list[dict[str, Any]]: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+    @property
+    def params(self) -> list[Array]: ...
 
 @final
 class ArrayFront:

@@ -3,8 +3,6 @@
 A call of `rmsfast.RMSProp.step` comes here first.
 """
 
-import typing
-
 cimport cython
 cimport numpy as cnp
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
@@ -14,12 +12,17 @@ from libc.math cimport INFINITY
 from rmsfast._core.arrays cimport ArrayPlan, zeros_beside
 from rmsfast._core.kernel cimport RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
 from rmsfast._core.memory cimport overlap
-from rmsfast._core.plan cimport MOVED
+from rmsfast._core.plan cimport FINE, MOVED
 from rmsfast._core.threads cimport Lock, as_threads, most_threads
 
 import numpy as np
 
 from rmsfast._core.plan import STATE_NAMES
+
+
+cdef inline int verify(ArrayPlan plan) except -1:
+    """Check everything, or raise."""
+    return 0 if plan.check() == FINE else plan.refuse()
 
 
 @cython.final
@@ -36,15 +39,15 @@ cdef class Flag:
         self.up = True
 
 
-class Snapshot(typing.NamedTuple):
-    """An optimizer as of one moment: what `ArrayFront.state` returns, with copies; each group's settings; the numbers of
-    steps taken and skipped; and copies of the parameters, or none."""
-    plan: object
-    entries: list
-    settings: list
-    steps: int
-    skipped: int
-    params: list
+@cython.final
+cdef class Snapshot:
+    """An optimizer as of one moment."""
+    cdef readonly ArrayPlan plan
+    cdef readonly list entries          # what `ArrayFront.state` returns, with copies
+    cdef readonly list settings         # of each group
+    cdef readonly Py_ssize_t steps      # taken, …
+    cdef readonly Py_ssize_t skipped    # … and skipped
+    cdef readonly list params           # copies of the parameters, or none
 
 
 @cython.final
@@ -111,7 +114,7 @@ cdef class ArrayFront:
             if grads is not None:
                 if not plan.collect(grads):
                     return False
-                plan.verify()
+                verify(plan)
                 for i in range(plan.count):
                     plan.records[i].bound = plan.items[i].gradient.g
             plan.bound = grads
@@ -144,12 +147,12 @@ cdef class ArrayFront:
                 self.check_loans(bound)
             if not plan.collect(plan.bound if bound else grads):
                 return False
-            plan.verify()
+            verify(plan)
             if self.changed.up or self.scheduled:
                 self.refresh()
-                plan.verify()       # again, because Python code ran
+                verify(plan)       # again, because Python code ran
             if erases and plan.check_erasable():
-                plan.verify()
+                verify(plan)
             if bound:
                 plan.check_bound()
             plan.prepare(scale, erases, most)
@@ -206,7 +209,7 @@ cdef class ArrayFront:
         plan = self.plan
         try:
             plan.collect(grads)
-            plan.verify()
+            verify(plan)
             length = plan.items[plan.count - 1].gradient.end
             stretches = []
             for t in range(threads):
@@ -244,21 +247,21 @@ cdef class ArrayFront:
 
     def snapshot(self, bint with_params=False):
         """Return copies of everything as of one moment, of the parameters if asked for."""
+        cdef Snapshot taken
         self.begin()
         try:
             self.check_loans(False)
-            plan, entries = self.state()
-            return Snapshot(
-                plan,
-                [
-                    (key, steps, {name: a.copy(order="K") for name, a in arrays.items()})
-                    for key, steps, arrays in entries
-                ],
-                [group.settings() for group in plan.groups],
-                self.steps,
-                self.skipped,
-                [np.asarray(w).copy(order="K") for w in plan.params] if with_params else [],
-            )
+            taken = Snapshot()
+            taken.plan, entries = self.state()
+            taken.entries = [
+                (key, steps, {name: a.copy(order="K") for name, a in arrays.items()})
+                for key, steps, arrays in entries
+            ]
+            taken.settings = [group.settings() for group in taken.plan.groups]
+            taken.steps = self.steps
+            taken.skipped = self.skipped
+            taken.params = [np.asarray(w).copy(order="K") for w in taken.plan.params] if with_params else []
+            return taken
         finally:
             self.lock.release()
 
