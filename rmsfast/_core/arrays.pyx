@@ -19,7 +19,7 @@ from rmsfast._core.kernel cimport (
 )
 from rmsfast._core.memory cimport ALIGNED, WRITABLE, Memory, Span, folds, is_taken, reach_of
 from rmsfast._core.ndarray cimport format_of, is_exact_array, show
-from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep, name_of
+from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep, name_of, refuse
 from rmsfast._core.rows cimport SummedRows, turned
 from rmsfast._core.threads cimport as_threads, most_threads
 
@@ -390,7 +390,7 @@ cdef class OneArray(Plan):
         self.changes += 1
         keep(self, 0, <PyObject *>g)
         if self.check() != FINE:
-            self.refuse()
+            refuse(self)
         return 0
 
 

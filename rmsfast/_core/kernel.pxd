@@ -1,6 +1,6 @@
 """What the loops work on: a line of items. There are pointers, lengths and settings here, and nobody's types.
 
-All parameters of a step form one line of elements. An item of this line is one parameter with its state and its gradient.
+All parameters of a step form one line of elements. An item of it is one parameter with its state and its gradient.
 """
 
 from libc.math cimport INFINITY

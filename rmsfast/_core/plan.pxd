@@ -9,7 +9,7 @@ from rmsfast._core.threads cimport Learned
 
 
 cdef enum:
-    OWNERS = STATE_ARRAYS + 1   # of spans: for parameter i, OWNERS·i is the parameter itself, then come its state arrays
+    OWNERS = STATE_ARRAYS + 1   # of spans: parameter i itself is OWNERS·i, then come its state arrays
     PLACES = OWNERS + 1         # the same, and the step count
     SIZES = 64                  # of works, in powers of two of their bytes
 
@@ -96,16 +96,10 @@ cdef class Plan:
     cdef void let_go(self) noexcept
     cdef Fault check(self) noexcept
     cdef Fault find_fault(self, Fault fault, Py_ssize_t i) noexcept
-    cdef int refuse(self) except -1
     cdef int prepare(self, double grad_scale, bint zero_grads, int most) except -1
     cdef int measure(self) noexcept
-    cdef int conclude(self) noexcept
-    cdef double norm_after_overflow(self, Py_ssize_t start, Py_ssize_t stop) noexcept
-    cdef int refuse_nonfinite(self) except -1
     cdef void update(self) noexcept
     cdef void count_step(self) noexcept
-    cdef void run(self, Kind kind) noexcept
-    cdef Learned *learned_about(self, int kind, size_t length) noexcept
 
 
 cdef inline void keep(Plan plan, Py_ssize_t i, PyObject *g) noexcept:
@@ -118,3 +112,5 @@ cdef void *calloc(Py_ssize_t count, size_t size) except NULL
 cdef rmsfast_settings as_struct(dict s) except *
 cdef str owner_kind(Py_ssize_t owner)
 cdef str name_of(int format)
+cdef int refuse(Plan plan) except -1
+cdef int refuse_nonfinite(Plan plan) except -1

@@ -1,12 +1,12 @@
 """The plan of a step: what is known of the parameters, and check, measure, update, count. One plan for everybody.
 
 A front (`arrays.pyx`, `tensors.pyx`) derives its plan from `Plan`, and answers one question: where do a parameter, its
-state and its gradient lie, how, and who keeps them alive? The plan knows pointers, lengths, strides, types and settings. It
-has every check, and what one front has, the other has.
+state and its gradient lie, how, and who keeps them alive? The plan knows pointers, lengths, strides, types and
+settings. It has every check, and what one front has, the other has.
 
-A step goes: the front keeps a reference to each gradient (`keep`); `check` looks at everything and points the items to the
-gradients; `prepare` says what the threads do; `measure` finds norms and nonfinite numbers, where settings ask for them;
-`update` runs and counts the step; `let_go` drops the references. No element changes before `update`.
+In a step the front keeps a reference to each gradient (`keep`). `check` looks at everything and points the items to the
+gradients. `prepare` says what the threads do. `measure` finds norms and nonfinite numbers, where settings ask for them.
+`update` runs and counts the step. `let_go` drops the references. No element changes before `update`.
 """
 
 cimport cython
@@ -89,7 +89,49 @@ cdef tuple shape_of(const Memory *memory):
     return tuple([memory.shape[axis] for axis in range(memory.ndim)])
 
 
-# ---- The plan ----
+cdef int refuse(Plan plan) except -1:
+    """Raise for the fault that `check` found."""
+    cdef Py_ssize_t i = plan.fault_at
+    cdef const Memory *shown = &plan.records[i].shown
+    cdef Memory now
+    cdef object g = <object>plan.records[i].grad if plan.records[i].grad != NULL else None
+    cdef str expected = f"{name_of(shown.format)} of shape {shape_of(shown)}"
+    if plan.fault == MOVED:
+        w = <object>plan.records[i].places[0].owner
+        raise ValueError(f"{plan.label('params', i)}: resized or changed after it was given to the optimizer: now "
+                         f"{w.dtype} of shape {tuple(w.shape)}, expected the same memory, writable, as {expected}")
+    name = plan.label("grads", i)
+    if plan.fault == WRONG_ROWS:
+        raise ValueError(f"{name}: rows of another parameter, or moved since they were given, expected rows of "
+                         "this one, and their memory to stay")
+    if plan.fault == SHARED:
+        owner = plan.fault_span.owner
+        raise ValueError(f"{name}: shares memory with {plan.label(owner_kind(owner), owner // OWNERS)}: pass a "
+                         "copy")
+    if plan.fault == NO_MEMORY:
+        raise ValueError(f"{name}: has no memory of its own, expected {expected} in this process's memory")
+    if plan.fault == WRONG_TYPE:
+        raise TypeError(f"{name}: dtype {g.dtype}, expected {name_of(shown.format)}, as the parameter: "
+                        "g.astype(w.dtype)")
+    raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {shape_of(shown)}, as the parameter")
+
+
+cdef int refuse_nonfinite(Plan plan) except -1:
+    """Raise for the first parameter whose gradient has nonfinite numbers and that wants it so."""
+    cdef Py_ssize_t i
+    cdef const Item *item
+    cdef const Record *record
+    for i in range(plan.count):
+        item = &plan.items[i]
+        record = &plan.records[i]
+        if record.nonfinite > 0 and plan.settings[item.group].nonfinite == RMSFAST_RAISE:
+            of_all = "" if record.is_measured else f"of {item.gradient.active * item.reals} "
+            raise FloatingPointError(f"{plan.label('grads', i)}: {record.nonfinite} {of_all}numbers are infinite or "
+                                     "NaN, expected finite numbers (nonfinite='raise')")
+    return 0
+
+
+# ---- Checks ----
 
 cdef inline Py_ssize_t steps_of(const Record *record) noexcept:
     """The steps that a parameter took. A count that is no such number says 0."""
@@ -181,25 +223,7 @@ cdef Fault check_rows(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
     return FINE
 
 
-cdef inline double factor(double norm, double most) noexcept nogil:
-    """What a gradient is scaled by so that its norm is `most` at most. NaN for a norm of NaN."""
-    return 1 if norm <= most else most / norm
-
-
-cdef rmsfast_block measure_of(const Work *work, const Item *item) noexcept nogil:
-    """The measure of a gradient: that of its blocks, from the first to the last."""
-    cdef rmsfast_block whole = rmsfast_block(0, 0)
-    cdef Py_ssize_t k
-    for k in range(item.gradient.first_block, item.gradient.first_block + blocks_of(item, item.gradient.active)):
-        whole.squares += work.blocks[k].squares
-        whole.nonfinite += work.blocks[k].nonfinite
-    return whole
-
-
-cdef enum:
-    # Squares of doubles can be larger than any double. Multiplied by 2 to this power, none is, nor is their sum.
-    SHRINK = -600
-
+# ---- The plan ----
 
 cdef class Plan:
     """The items, records and spans of some parameters, and a step on them. Its number of parameters never changes."""
@@ -373,32 +397,6 @@ cdef class Plan:
         self.fault_at = i
         return fault
 
-    cdef int refuse(self) except -1:
-        """Raise for the fault that `check` found."""
-        cdef Py_ssize_t i = self.fault_at
-        cdef const Memory *shown = &self.records[i].shown
-        cdef Memory now
-        cdef object g = <object>self.records[i].grad if self.records[i].grad != NULL else None
-        cdef str expected = f"{name_of(shown.format)} of shape {shape_of(shown)}"
-        if self.fault == MOVED:
-            w = <object>self.records[i].places[0].owner
-            raise ValueError(f"{self.label('params', i)}: resized or changed after it was given to the optimizer: now "
-                             f"{w.dtype} of shape {tuple(w.shape)}, expected the same memory, writable, as {expected}")
-        name = self.label("grads", i)
-        if self.fault == WRONG_ROWS:
-            raise ValueError(f"{name}: rows of another parameter, or moved since they were given, expected rows of "
-                             "this one, and their memory to stay")
-        if self.fault == SHARED:
-            owner = self.fault_span.owner
-            raise ValueError(f"{name}: shares memory with {self.label(owner_kind(owner), owner // OWNERS)}: pass a "
-                             "copy")
-        if self.fault == NO_MEMORY:
-            raise ValueError(f"{name}: has no memory of its own, expected {expected} in this process's memory")
-        if self.fault == WRONG_TYPE:
-            raise TypeError(f"{name}: dtype {g.dtype}, expected {name_of(shown.format)}, as the parameter: "
-                            "g.astype(w.dtype)")
-        raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {shape_of(shown)}, as the parameter")
-
     # ---- A step: measure ----
 
     cdef int prepare(self, double grad_scale, bint zero_grads, int most) except -1:
@@ -435,96 +433,16 @@ cdef class Plan:
         """Measure the gradients, where `measures` says so. Returns the answer to nonfinite numbers, as `conclude`."""
         cdef int answer
         self.work.blocks = self.blocks
-        self.run(MEASURING)
-        answer = self.conclude()
+        run(self, MEASURING)
+        answer = conclude(self)
         self.work.blocks = NULL
         return answer
-
-    cdef int conclude(self) noexcept:
-        """Set the factors that clip, from what was measured. Returns the strictest answer to nonfinite numbers that a
-        group with such numbers asks for: RMSFAST_PROPAGATE, which is to go on, RMSFAST_SKIP or RMSFAST_RAISE."""
-        cdef rmsfast_fpmode mode = rmsfast_fpmode_enter()
-        cdef rmsfast_block measure
-        cdef const rmsfast_settings *s
-        cdef Item *item
-        cdef Record *record
-        cdef double squares = 0, norm
-        cdef Py_ssize_t i, nonfinite = 0
-        cdef int answer = RMSFAST_PROPAGATE
-        for i in range(self.count):
-            item = &self.items[i]
-            record = &self.records[i]
-            s = &self.settings[item.group]
-            if not record.is_measured:
-                record.nonfinite = 0
-                if item.gradient.g == NULL or not (self.measures_all or asks_for_measures(s)):
-                    continue
-                measure = measure_of(self.work, item)
-                record.squares = measure.squares
-                record.nonfinite = measure.nonfinite
-            squares += record.squares
-            nonfinite += record.nonfinite
-            if record.nonfinite > 0 and s.nonfinite != RMSFAST_PROPAGATE and answer != RMSFAST_RAISE:
-                answer = s.nonfinite
-            if s.clip_norm != INFINITY:
-                norm = sqrt(record.squares)
-                if isinf(norm) and record.nonfinite == 0:
-                    norm = self.norm_after_overflow(i, i + 1)
-                item.gradient.clip_factor = factor(norm, s.clip_norm)
-        if self.measures_all and answer == RMSFAST_PROPAGATE:
-            norm = sqrt(squares)
-            if isinf(norm) and nonfinite == 0:
-                norm = self.norm_after_overflow(0, self.count)
-            for i in range(self.count):
-                s = &self.settings[self.items[i].group]
-                if s.clip_global_norm != INFINITY:
-                    self.items[i].gradient.clip_factor = factor(norm, s.clip_global_norm)
-        rmsfast_fpmode_leave(mode)
-        return answer
-
-    cdef double norm_after_overflow(self, Py_ssize_t start, Py_ssize_t stop) noexcept:
-        """The norm of some gradients, where the sum of squares of finite numbers is infinite.
-
-        Beside such numbers those of a float32 gradient make no difference. They are left out, unless they became
-        infinite when they were scaled.
-        """
-        cdef const Item *item
-        cdef double squares = 0, part
-        cdef Py_ssize_t i
-        self.work.shrink = ldexp(1, SHRINK)
-        for i in range(start, stop):
-            item = &self.items[i]
-            if self.records[i].is_measured:
-                squares += ldexp(self.records[i].squares, 2 * SHRINK)
-            if item.gradient.g == NULL:
-                continue
-            if item.dtype == RMSFAST_FLOAT64:
-                measure_item(self.work, item, 0, item.gradient.active)
-            part = measure_of(self.work, item).squares
-            if item.dtype == RMSFAST_FLOAT64 or isinf(part):
-                squares += part
-        self.work.shrink = 1
-        return ldexp(sqrt(squares), -SHRINK)
-
-    cdef int refuse_nonfinite(self) except -1:
-        """Raise for the first parameter whose gradient has nonfinite numbers and that wants it so."""
-        cdef Py_ssize_t i
-        cdef const Item *item
-        cdef const Record *record
-        for i in range(self.count):
-            item = &self.items[i]
-            record = &self.records[i]
-            if record.nonfinite > 0 and self.settings[item.group].nonfinite == RMSFAST_RAISE:
-                of_all = "" if record.is_measured else f"of {item.gradient.active * item.reals} "
-                raise FloatingPointError(f"{self.label('grads', i)}: {record.nonfinite} {of_all}numbers are infinite or "
-                                         "NaN, expected finite numbers (nonfinite='raise')")
-        return 0
 
     # ---- A step: update, count ----
 
     cdef void update(self) noexcept:
         """Update the parameters, and count this step for each that has a gradient."""
-        self.run(UPDATING if self.plain else GATHERING)
+        run(self, UPDATING if self.plain else GATHERING)
         self.warm = True
         self.count_step()
 
@@ -543,31 +461,125 @@ cdef class Plan:
             else:
                 (<float *>record.count)[0] += 1
 
-    cdef void run(self, Kind kind) noexcept:
-        """Do the work on the whole line, with a team if the work is worth one, and learn from how long it took."""
-        cdef size_t length = self.items[self.count - 1].gradient.end if self.count > 0 else 0
-        cdef Learned *learned = NULL
-        cdef int threads = 1, most = self.most, kept = 1
-        cdef double start, stop
-        if most > 1 and (length >= tuning.smallest_work or tuning.forced):
-            learned = self.learned_about(kind, length)
-            if learned != NULL:
-                threads = team_for(learned, length, &most, &kept)
-        if threads == 1 and length < tuning.bytes_to_release_gil:
-            work_line(self.work, length, 1)
-            return
-        with nogil:
-            start = clock()
-            work_line(self.work, length, threads)
-            stop = clock()
-        if learned != NULL and self.warm:   # where new memory is touched for the first time, the time says nothing
-            record(learned, length, most, threads, stop - start, kept, stop)
 
-    cdef Learned *learned_about(self, int kind, size_t length) noexcept:
-        """What was learned about this kind of work on about so many bytes. NULL if there is no memory to learn."""
-        cdef int size = 0
-        while length >> size > 1:
-            size += 1
-        if self.learned[kind][size] == NULL:
-            self.learned[kind][size] = <Learned *>PyMem_Calloc(1, sizeof(Learned))
-        return self.learned[kind][size]
+# ---- Norms and nonfinite numbers ----
+
+cdef inline double factor(double norm, double most) noexcept nogil:
+    """What a gradient is scaled by so that its norm is `most` at most. NaN for a norm of NaN."""
+    return 1 if norm <= most else most / norm
+
+
+cdef rmsfast_block measure_of(const Work *work, const Item *item) noexcept nogil:
+    """The measure of a gradient: that of its blocks, from the first to the last."""
+    cdef rmsfast_block whole = rmsfast_block(0, 0)
+    cdef Py_ssize_t k
+    for k in range(item.gradient.first_block, item.gradient.first_block + blocks_of(item, item.gradient.active)):
+        whole.squares += work.blocks[k].squares
+        whole.nonfinite += work.blocks[k].nonfinite
+    return whole
+
+
+cdef enum:
+    # Squares of doubles can be larger than any double. Multiplied by 2 to this power, none is, nor is their sum.
+    SHRINK = -600
+
+
+cdef int conclude(Plan plan) noexcept:
+    """Set the factors that clip, from what was measured. Returns the strictest answer to nonfinite numbers that a
+    group with such numbers asks for: RMSFAST_PROPAGATE, which is to go on, RMSFAST_SKIP or RMSFAST_RAISE."""
+    cdef rmsfast_fpmode mode = rmsfast_fpmode_enter()
+    cdef rmsfast_block measure
+    cdef const rmsfast_settings *s
+    cdef Item *item
+    cdef Record *record
+    cdef double squares = 0, norm
+    cdef Py_ssize_t i, nonfinite = 0
+    cdef int answer = RMSFAST_PROPAGATE
+    for i in range(plan.count):
+        item = &plan.items[i]
+        record = &plan.records[i]
+        s = &plan.settings[item.group]
+        if not record.is_measured:
+            record.nonfinite = 0
+            if item.gradient.g == NULL or not (plan.measures_all or asks_for_measures(s)):
+                continue
+            measure = measure_of(plan.work, item)
+            record.squares = measure.squares
+            record.nonfinite = measure.nonfinite
+        squares += record.squares
+        nonfinite += record.nonfinite
+        if record.nonfinite > 0 and s.nonfinite != RMSFAST_PROPAGATE and answer != RMSFAST_RAISE:
+            answer = s.nonfinite
+        if s.clip_norm != INFINITY:
+            norm = sqrt(record.squares)
+            if isinf(norm) and record.nonfinite == 0:
+                norm = norm_after_overflow(plan, i, i + 1)
+            item.gradient.clip_factor = factor(norm, s.clip_norm)
+    if plan.measures_all and answer == RMSFAST_PROPAGATE:
+        norm = sqrt(squares)
+        if isinf(norm) and nonfinite == 0:
+            norm = norm_after_overflow(plan, 0, plan.count)
+        for i in range(plan.count):
+            s = &plan.settings[plan.items[i].group]
+            if s.clip_global_norm != INFINITY:
+                plan.items[i].gradient.clip_factor = factor(norm, s.clip_global_norm)
+    rmsfast_fpmode_leave(mode)
+    return answer
+
+
+cdef double norm_after_overflow(Plan plan, Py_ssize_t start, Py_ssize_t stop) noexcept:
+    """The norm of some gradients, where the sum of squares of finite numbers is infinite.
+
+    Beside such numbers those of a float32 gradient make no difference. They are left out, unless they became
+    infinite when they were scaled.
+    """
+    cdef const Item *item
+    cdef double squares = 0, part
+    cdef Py_ssize_t i
+    plan.work.shrink = ldexp(1, SHRINK)
+    for i in range(start, stop):
+        item = &plan.items[i]
+        if plan.records[i].is_measured:
+            squares += ldexp(plan.records[i].squares, 2 * SHRINK)
+        if item.gradient.g == NULL:
+            continue
+        if item.dtype == RMSFAST_FLOAT64:
+            measure_item(plan.work, item, 0, item.gradient.active)
+        part = measure_of(plan.work, item).squares
+        if item.dtype == RMSFAST_FLOAT64 or isinf(part):
+            squares += part
+    plan.work.shrink = 1
+    return ldexp(sqrt(squares), -SHRINK)
+
+
+# ---- Threads ----
+
+cdef void run(Plan plan, Kind kind) noexcept:
+    """Do the work on the whole line, with a team if the work is worth one, and learn from how long it took."""
+    cdef size_t length = plan.items[plan.count - 1].gradient.end if plan.count > 0 else 0
+    cdef Learned *learned = NULL
+    cdef int threads = 1, most = plan.most, kept = 1
+    cdef double start, stop
+    if most > 1 and (length >= tuning.smallest_work or tuning.forced):
+        learned = learned_about(plan, kind, length)
+        if learned != NULL:
+            threads = team_for(learned, length, &most, &kept)
+    if threads == 1 and length < tuning.bytes_to_release_gil:
+        work_line(plan.work, length, 1)
+        return
+    with nogil:
+        start = clock()
+        work_line(plan.work, length, threads)
+        stop = clock()
+    if learned != NULL and plan.warm:   # where new memory is touched for the first time, the time says nothing
+        record(learned, length, most, threads, stop - start, kept, stop)
+
+
+cdef Learned *learned_about(Plan plan, int kind, size_t length) noexcept:
+    """What was learned about this kind of work on about so many bytes. NULL if there is no memory to learn."""
+    cdef int size = 0
+    while length >> size > 1:
+        size += 1
+    if plan.learned[kind][size] == NULL:
+        plan.learned[kind][size] = <Learned *>PyMem_Calloc(1, sizeof(Learned))
+    return plan.learned[kind][size]

@@ -61,8 +61,8 @@ cdef class SummedRows:
         if cnp.PyArray_NDIM(w) == 0:
             raise ValueError(f"{name}: rows, expected an array without any axis, as the parameter")
         if (<object>given).dtype != (<object>w).dtype or not cnp.PyArray_ISNOTSWAPPED(given):
-            raise TypeError(f"{name}.values: dtype {(<object>given).dtype}, expected {(<object>w).dtype}, as the parameter: "
-                            f"values.astype({str((<object>w).dtype)!r})")
+            raise TypeError(f"{name}.values: dtype {(<object>given).dtype}, expected {(<object>w).dtype}, as the "
+                            f"parameter: values.astype({str((<object>w).dtype)!r})")
         expected = (len(asked), *np.asarray(w).shape[1:])
         if (<object>given).shape != expected:
             raise ValueError(f"{name}.values: shape {(<object>given).shape}, expected {expected}: a row for each index")

@@ -1,4 +1,4 @@
-"""The steps of an optimizer on arrays, one call at a time: its plan, its lock, its settings, and its state as of one moment.
+"""The steps of an optimizer on arrays, one call at a time: its plan, lock and settings, and its state as of one moment.
 
 A call of `rmsfast.RMSProp.step` comes here first.
 """
@@ -12,7 +12,7 @@ from libc.math cimport INFINITY
 from rmsfast._core.arrays cimport ArrayPlan, zeros_beside
 from rmsfast._core.kernel cimport RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
 from rmsfast._core.memory cimport overlap
-from rmsfast._core.plan cimport FINE, MOVED
+from rmsfast._core.plan cimport FINE, MOVED, refuse, refuse_nonfinite
 from rmsfast._core.threads cimport Lock, as_threads, most_threads
 
 import numpy as np
@@ -22,7 +22,7 @@ from rmsfast._core.plan import STATE_NAMES
 
 cdef inline int verify(ArrayPlan plan) except -1:
     """Check everything, or raise."""
-    return 0 if plan.check() == FINE else plan.refuse()
+    return 0 if plan.check() == FINE else refuse(plan)
 
 
 @cython.final
@@ -75,7 +75,7 @@ cdef class ArrayFront:
     cdef object read_settings
     cdef object rule
     cdef int wanted_threads
-    cdef public list loans              # of memory that others own: each step lets these `check()` that it is still there
+    cdef public list loans              # memory that others own: each step asks them to `check` it
 
     def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
         self.wanted_threads = as_threads(num_threads)
@@ -161,7 +161,7 @@ cdef class ArrayFront:
             elif plan.measures:
                 answer = plan.measure()
             if answer == RMSFAST_RAISE:
-                plan.refuse_nonfinite()
+                refuse_nonfinite(plan)
             if answer == RMSFAST_SKIP:
                 self.skipped += 1
             else:
@@ -282,7 +282,7 @@ cdef class ArrayFront:
                     if a is not None and shares_any(a, plan):
                         given[i][k] = a.copy()
             if plan.check() == MOVED:       # here, because other threads may have run until now
-                plan.refuse()
+                refuse(plan)
             for i, w in enumerate(plan.params):
                 for kind, a in zip(("params", *STATE_NAMES), (None if params is None else params[i], *given[i])):
                     if a is not None and not (a.dtype == w.dtype and a.shape == w.shape):

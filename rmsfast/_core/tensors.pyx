@@ -2,8 +2,8 @@
 `torch.optim.Optimizer`.
 
 Any Python code may change those between two steps. So each step looks at all of them: whether the dicts still hold what
-they held, and whether each tensor still is where and as it was. PyTorch shows a tensor's memory through DLPack's exchange
-API, from 2.10 on, in some 20 ns; before, through its methods.
+they held, and whether each tensor still is where and as it was. PyTorch shows a tensor's memory through DLPack's
+exchange API, from 2.10 on, in some 20 ns; before, through its methods.
 """
 
 cimport cython
@@ -15,12 +15,14 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from rmsfast._core.kernel cimport GRAD_AVG, MOMENTUM_BUFFER, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, STATE_ARRAYS
+from rmsfast._core.kernel cimport (
+    GRAD_AVG, MOMENTUM_BUFFER, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, STATE_ARRAYS,
+)
 from rmsfast._core.memory cimport (
     ALIGNED, COMPLEX64, COMPLEX128, FLOAT32, FLOAT64, MOST_AXES, OTHER, WRITABLE, Memory, is_dense, is_taken,
     itemsize_of, reals_of, size_of,
 )
-from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep
+from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep, refuse_nonfinite
 from rmsfast._core.rows cimport SummedRows
 from rmsfast._core.threads cimport Lock, most_threads
 
@@ -236,8 +238,8 @@ cdef struct Native:
     # What this front keeps of a parameter.
     Use use
     bint has[STATE_ARRAYS]  # which state arrays there are; those of no elements have no memory
-    # The gradient that was asked last whether it stands for other numbers, and its memory. To ask takes 70 ns, so one that
-    # has the same address and the same memory as before is not asked again. There is no reference to it: it may be gone.
+    # The gradient that was asked last whether it stands for other numbers, and its memory. To ask takes 70 ns, so one
+    # with the same address and the same memory is not asked again. There is no reference to it: it may be gone.
     PyObject *plain
     char *plain_data
 
@@ -354,7 +356,7 @@ cdef class TensorPlan(Plan):
             if self.measures:
                 answer = self.measure()
             if answer == RMSFAST_RAISE:
-                self.refuse_nonfinite()
+                refuse_nonfinite(self)
             if answer == RMSFAST_SKIP:
                 return None
             self.update()

@@ -57,7 +57,7 @@ cdef struct Learned:
 
 cdef struct Tuning:
     size_t smallest_work        # bytes of a step below which it stays on the calling thread
-    size_t bytes_to_release_gil # a step on this many bytes lets other Python threads run; a smaller one is over too soon
+    size_t bytes_to_release_gil # a step on so many bytes lets other Python threads run
     int cores                   # that this process may use; 0: not counted yet
     int forced                  # the team that each step gets, whatever was measured; 0: none. For tests
     double seconds_to_inherit   # until another Python thread may have teams
