@@ -691,6 +691,44 @@ def test_fork(program):
     )
 
 
+# ---- What a plan learns ----
+
+
+@needs_openmp
+def test_each_kind_of_work_is_learned_from_whatever_the_gradients_look_like(tune):
+    """Steps that gather a gradient, or go by rows, and measuring passes: each for itself, but for a plan's first step."""
+    tune(forced=False)
+    w = np.ones((400, 400), np.float32)
+    direct, turned = np.ones_like(w), np.ones_like(w).T
+    rows = rmsfast.Rows(np.arange(300), np.ones((300, 400), np.float32))
+    opt = rmsfast.RMSProp(w, num_threads=2, clip_norm=1.0)
+    for gradient, kind in (direct, "updating"), (turned, "gathering"), (rows, "gathering"):
+        for _ in range(3):
+            opt.step(gradient)
+        known = {name for name, _ in opt._front._learned()}
+        assert {kind, "measuring"} <= known
+    assert all(learned["step"] >= 2 for learned in opt._front._learned().values())
+    other = rmsfast.RMSProp(np.ones_like(w), num_threads=2)
+    assert other._front._learned() == {}, "what is learned belongs to a plan"
+
+
+@needs_openmp
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at threads in /proc")
+def test_two_optimizers_in_turn_keep_their_threads(tune):
+    """Of 512 KiB and 2 MiB, where sizes that follow bytes would make and end threads at every step."""
+    tune(forced=False, cores=16)
+    pairs = [
+        (rmsfast.RMSProp(np.ones(n, np.float32), num_threads=16), np.ones(n, np.float32)) for n in (1 << 17, 1 << 19)
+    ]
+    seen = set()
+    for turn in range(600):
+        for opt, g in pairs:
+            opt.step(g)
+            if turn >= 300:
+                seen.update(os.listdir("/proc/self/task"))
+    assert len(seen) < 300, "fewer new threads than turns; eleven or twelve in each would be thousands"
+
+
 # ---- How threads share the line ----
 
 LINES = {

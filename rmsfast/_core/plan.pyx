@@ -185,7 +185,7 @@ cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexc
     if item.n == 0:
         found.direct = True
         return FINE
-    found.direct = direct and seen.flags & ALIGNED
+    found.direct = direct and seen.flags & ALIGNED != 0
     found.g = seen.data
     if found.g == NULL:
         return NO_MEMORY

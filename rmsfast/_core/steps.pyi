@@ -12,6 +12,7 @@ class Flag:
 
 @final
 class Snapshot:
+    def _learned(self) -> dict[tuple[str, int], dict[str, Any]]: ...
     @property
     def plan(self) -> ArrayPlan: ...
     @property

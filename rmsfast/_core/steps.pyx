@@ -12,7 +12,7 @@ from libc.math cimport INFINITY
 from rmsfast._core.arrays cimport ArrayPlan, zeros_beside
 from rmsfast._core.kernel cimport RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
 from rmsfast._core.memory cimport overlap
-from rmsfast._core.plan cimport FINE, MOVED, refuse, refuse_nonfinite
+from rmsfast._core.plan cimport FINE, MOVED, SIZES, refuse, refuse_nonfinite
 from rmsfast._core.threads cimport Lock, as_threads, most_threads
 
 import numpy as np
@@ -227,6 +227,16 @@ cdef class ArrayFront:
         finally:
             plan.let_go()
             self.lock.release()
+
+    def _learned(self):
+        """Return what is known of each kind of work, by its name and the logarithm of its bytes. For tests."""
+        cdef int kind, size
+        found = {}
+        for kind, name in enumerate(("updating", "gathering", "measuring")):
+            for size in range(SIZES):
+                if self.plan.learned[kind][size] != NULL:
+                    found[name, size] = self.plan.learned[kind][size][0]
+        return found
 
     # ---- State, as of one moment ----
 
