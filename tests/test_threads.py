@@ -696,7 +696,7 @@ def test_fork(program):
 
 @needs_openmp
 def test_each_kind_of_work_is_learned_from_whatever_the_gradients_look_like(tune):
-    """Steps that gather a gradient, or go by rows, and measuring passes: each for itself, but for a plan's first step."""
+    """Steps that gather, or go by rows, and measuring passes: each for itself, but for a plan's first step."""
     tune(forced=False)
     w = np.ones((400, 400), np.float32)
     direct, turned = np.ones_like(w), np.ones_like(w).T
@@ -725,7 +725,7 @@ def test_two_optimizers_in_turn_keep_their_threads(tune):
         for opt, g in pairs:
             opt.step(g)
             if turn >= 300:
-                seen.update(os.listdir("/proc/self/task"))
+                seen.update(Path("/proc/self/task").iterdir())
     assert len(seen) < 300, "fewer new threads than turns; eleven or twelve in each would be thousands"
 
 
