@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent
-COMPILED = (".pyx", ".pxd", ".c", ".h")
+COMPILED = (".pyx", ".pxd", ".pxi", ".c", ".h")
 
 # `python -m pytest` puts the checkout first on the path, where its source folder would hide the installed package. At
 # the end of the path it hides nothing, and `bench` can still be imported from it.
