@@ -7,6 +7,7 @@ OPENMP: bool
 STATE_NAMES: tuple[str, str, str]
 ISAS: tuple[str, ...]
 ISA: str
+ROOT: str
 __pyx_capi__: dict[str, object]  # what _tensors.pyx uses
 
 def get_num_threads() -> int: ...

@@ -58,8 +58,9 @@ cdef extern from "csrc/rmsfast.h" nogil:
         rmsfast_update update[2][3]
     ctypedef struct rmsfast_isa:
         const char *name
-        const rmsfast_stages **stages
+        const rmsfast_stages *stages[3][2]
     const rmsfast_isa *rmsfast_usable_isa(int k)
+    int rmsfast_fastest_root(const rmsfast_isa *isa)
     int RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV
     void RMSFAST_PREFETCH(const void *)
     void rmsfast_gather(void *out, const char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim,
@@ -107,9 +108,10 @@ cdef extern from *:
 OPENMP = HAS_OPENMP
 
 
-# ---- Instruction sets: the choice is made once, here ----
+# ---- Instruction sets and roots: the choice is made once, here ----
 
 cdef const rmsfast_isa *isa = NULL
+cdef int root = 0
 
 
 cdef tuple choose_isa(wanted):
@@ -131,6 +133,20 @@ cdef tuple choose_isa(wanted):
 
 ISAS = choose_isa(os.environ.get("RMSFAST_ISA"))
 ISA = isa.name.decode()
+
+
+cdef choose_root(wanted):
+    """Take the fastest square root of this instruction set, or the one called `wanted`; return its name."""
+    global root
+    cdef int k
+    names = [name for k, name in enumerate(("divider", "fma", "mixed")) if isa.stages[k][0] != NULL]
+    if wanted and wanted not in names:
+        raise ImportError(f"RMSFAST_ROOT: {wanted!r}, expected one that {ISA} has here: {', '.join(names)}")
+    root = names.index(wanted) if wanted else rmsfast_fastest_root(isa)
+    return names[root]
+
+
+ROOT = choose_root(os.environ.get("RMSFAST_ROOT"))
 
 
 # ---- Threads: how many, decided in one place ----
@@ -499,7 +515,7 @@ cdef inline void choose_update(Update *update, const Work *work, Py_ssize_t i) n
     cdef const Item *item = &work.items[i]
     cdef const rmsfast_settings *s = &work.settings[item.group]
     cdef Py_ssize_t step = work.records[i].steps + 1 if s.bias_correction else 0
-    cdef const rmsfast_stages *all_stages = isa.stages[item.dtype]
+    cdef const rmsfast_stages *all_stages = isa.stages[root][item.dtype]
     if (update.settings == s and update.dtype == item.dtype and update.clip_factor == item.gradient.clip_factor
             and update.step == step):
         return
@@ -541,7 +557,7 @@ cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_
     """Measure the blocks of a gradient that begin in [start, stop)."""
     cdef double numbers[1024]
     cdef double room[1024]
-    cdef const rmsfast_stages *stages = isa.stages[item.dtype]
+    cdef const rmsfast_stages *stages = isa.stages[root][item.dtype]
     cdef Py_ssize_t size = RMSFAST_BLOCK // item.reals, filled, n, place
     cdef rmsfast_block *block
     cdef const char *g

@@ -52,7 +52,7 @@ enum { RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP }; /* what `nonfinite` can
    of `scale`: to turn round first changes no bit, since rounding and clipping treat both signs alike. */
 #define RMSFAST_SCALARS(REAL)                                                                                          \
     typedef struct {                                                                                                   \
-        int changes_grad, decays;                                                                                      \
+        int changes_grad, decays, changes_variance;                                                                    \
         REAL scale, factor, limit, decay, beta, one_minus_beta, correction, lr_of_quotient;                            \
         REAL eps_inside, eps_outside, mu, lr_of_step;                                                                  \
     } rmsfast_scalars_##REAL;
@@ -96,13 +96,20 @@ typedef struct {
     rmsfast_update update[2][RMSFAST_MOMENTA]; /* [centered][kind of momentum] */
 } rmsfast_stages;
 
+/* Where the square root comes from: the CPU's divider, or its estimate and fused multiply-add, or both in turn. They give
+   the same bits. */
+enum { RMSFAST_DIVIDER, RMSFAST_FMA, RMSFAST_MIXED, RMSFAST_ROOTS };
+
 typedef struct {
     const char *name;
-    const rmsfast_stages *stages[RMSFAST_DTYPES];
+    const rmsfast_stages *stages[RMSFAST_ROOTS][RMSFAST_DTYPES]; /* NULL for roots that it does not have */
 } rmsfast_isa;
 
 /* The k-th instruction set, narrowest first, that this build holds and this CPU runs; NULL past the last. */
 const rmsfast_isa *rmsfast_usable_isa(int k);
+
+/* Which of its roots is the fastest on this CPU, measured in some 20 µs. */
+int rmsfast_fastest_root(const rmsfast_isa *isa);
 
 /* Copy n elements of a strided array to out, from element `start` on, counted in Fortran order if `fortran`, else in C
    order. Strides are in bytes and may have any sign; elements may be misaligned. */

@@ -14,6 +14,7 @@ static void NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, doub
         .decay = (REAL)(s->decoupled_weight_decay ? s->lr * s->weight_decay : s->weight_decay),
         .beta = (REAL)s->beta,
         .one_minus_beta = (REAL)(1 - s->beta),
+        .changes_variance = correction != 1 || s->eps_inside_sqrt,
         .correction = (REAL)correction,
         .lr_of_quotient = lr_last ? 1 : (REAL)s->lr,
         .eps_inside = s->eps_inside_sqrt ? (REAL)s->eps : 0,
@@ -26,16 +27,8 @@ static void NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, doub
 #include "measure.h"
 #include "update.h"
 
-static const rmsfast_stages NAME(stages) = {
-    NAME(form),
-    NAME(measure),
-    {{NAME(plain), NAME(with_momentum), NAME(with_nesterov)},
-     {NAME(centered), NAME(centered_with_momentum), NAME(centered_with_nesterov)}},
-};
-
 #undef REAL
 #undef SCALARS
-#undef SQRT
 #undef ABS
 #undef LARGEST
 #undef NAME
