@@ -87,7 +87,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-roofline", action="store_true", help="leave out the sizes from 10² to 10⁸")
     parser.add_argument("--output", type=Path, default=Path("bench-report"), help="folder (default: %(default)s)")
     parser.add_argument("--publish", action="store_true", help="also measure scaling, and renew README.md and docs/")
-    parser.add_argument("--published", type=Path, metavar="BENCH.JSON", help="measure nothing: renew them from a report")
+    parser.add_argument(
+        "--published", type=Path, metavar="BENCH.JSON", help="measure nothing: renew them from a report"
+    )
     options = parser.parse_args()
     if options.quick:
         options.dtypes, options.threads, options.seconds, options.no_roofline = "float32", str(every), 2, True

@@ -1,9 +1,9 @@
 """Loops of limits.c, compiled for this machine, as contenders: what a step is made of, and nothing else.
 
 The copy loop moves a step's bytes; the divider loop and the FMA loop compute a root and a quotient besides. None is a
-limit: rmsfast can beat each by using the divider and the multipliers at the same time. Where memory happens to lie makes
-a difference of some percent, so that a loop on one array uses rmsfast's own. Many arrays count as one with as many
-elements.
+limit: rmsfast can beat the latter two with the divider and the multipliers at work at the same time. Where memory
+happens to lie makes a difference of some percent, so that a loop on one array uses rmsfast's own. Many arrays count as
+one with as many elements.
 """
 
 import ctypes

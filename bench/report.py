@@ -138,8 +138,8 @@ def draw_speedup(report: dict, path: Path) -> None:
 
 
 def floor(points: list[dict]) -> list[float]:
-    """Return what nothing can beat: the seconds of each point at the best bandwidth that anyone had there, or where it is
-    harder to have, with more elements. The loops and rmsfast move the same bytes an element, others no fewer."""
+    """Return what nothing can beat: the seconds of each point at the best bandwidth that anyone had there, or with more
+    elements, where it is harder to have. The loops and rmsfast move the same bytes an element, others no fewer."""
     best, seconds = float("inf"), []
     for point in sorted(points, key=lambda point: -point["size"]):
         best = min(best, min(point["seconds"].values()) / point["size"])
@@ -148,8 +148,8 @@ def floor(points: list[dict]) -> list[float]:
 
 
 def draw_roofline(report: dict, path: Path) -> None:
-    """Lines: time per element against size, with the loops, and the bandwidth's limit. The peers end where they do not all
-    fit into memory."""
+    """Lines: time per element against size, with the loops, and the bandwidth's limit. The peers end where they do not
+    all fit into memory."""
     import matplotlib.pyplot as plt
 
     roofline = report["roofline"]

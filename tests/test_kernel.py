@@ -376,7 +376,7 @@ assert_same_bits(v, expected_v)
 
 
 def roots_of(isa):
-    return ["divider"] if isa == "baseline" or rmsfast.config()["isas"] == ("baseline",) else ["divider", "fma", "mixed"]
+    return ["divider"] if isa == "baseline" else ["divider", "fma", "mixed"]
 
 
 @pytest.mark.thread_unsafe(reason="runs all other tests once more for each of the threads")

@@ -138,7 +138,7 @@ def test_every_float32_from_a_moved_estimate(roots, moved):
 
 
 def test_hard_float32_from_every_estimate(roots):
-    """Those whose roots lie closest to a midpoint between two floats, five times as far as the proof for AVX2 asks for."""
+    """Those whose roots lie closest to a midpoint between two floats, five times as far as the proof needs."""
     v = np.array([v for v, _ in hard_cases(24, 400)], np.float32)
     assert v.size > 100
     assert roots.wrong_from_any_estimate(v, BOUND[roots.isa, np.float32]) == 0
