@@ -2,8 +2,8 @@
 
 `python -m bench.instructions` fails where a step needs 3 % more instructions than `instructions.json` says, which
 `--commit` writes anew. It counts whole calls of `opt.step(grads)`, on one thread, with the AVX2 loops and the divider's
-roots (valgrind knows no AVX-512): the difference of two runs that differ in their number of steps. Compilers and interpreters count
-otherwise, so the figures name theirs.
+roots (valgrind knows no AVX-512): the difference of two runs that differ in their number of steps. Compilers and
+interpreters count otherwise, so the figures name theirs.
 """
 
 import argparse
