@@ -100,8 +100,9 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
     fill(b, N, is_float64, 0);
     for (int step = 1; step <= 3; step++) {
         fill(g, N, is_float64, 0);
-        stages->form(&scalars, &settings, variant & 8 ? 0.3 : 1, variant & 4 ? 0.7 : 1, variant & 16 ? 1 / 0.19 : 1);
-        stages->update[centered][momentum](w, v, centered ? m : NULL, momentum ? b : NULL, g, N, &scalars);
+        const double factor = variant & 4 ? 0.7 : 1, correction = variant & 16 ? 1 / 0.19 : 1;
+        const int more = stages->form(&scalars, &settings, variant & 8 ? 0.3 : 1, factor, correction);
+        stages->update[centered][momentum][more](w, v, centered ? m : NULL, momentum ? b : NULL, g, N, &scalars);
         fill(g, N, is_float64, 1);
         stages->measure(&block, g, N, 0.3, step == 2 ? 0x1p-600 : 1);
         digest = digest_of(add(digest, (uint64_t)block.nonfinite), &block.squares, 1, 1);

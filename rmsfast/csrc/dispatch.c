@@ -58,68 +58,104 @@ const rmsfast_isa *rmsfast_usable_isa(int k)
     return k < count ? usable[k] : NULL;
 }
 
+/* ---- Roots ---- */
+
 #if defined(RMSFAST_WIDE) && !(defined(_MSC_VER) && !defined(__clang__))
 
 enum { ELEMENTS = 1024, ROUNDS = 5 };
-typedef union {
-    float of_float32[ELEMENTS];
-    double of_float64[ELEMENTS / 2];
-} numbers;
 
-/* What a root has to gain over the divider, on average of both types: less may be chance. And no type may lose. */
+/* Another root than the divider's has to take less than this of its time: what is measured is off by some percent. */
 static const double MOST = 0.95;
 
-int rmsfast_fastest_root(const rmsfast_isa *isa)
+/* ELEMENTS float32 or half as many float64, in L1. No two arrays begin at the same place of a page, and each at a cache line:
+   else a step's time would depend on where the stack lies. */
+typedef union {
+    float of_float32[ELEMENTS + 16];
+    double of_float64[ELEMENTS / 2 + 8];
+} numbers;
+enum { W, V, M, B, G, ARRAYS };
+
+static void fill(numbers arrays[ARRAYS], int dtype)
 {
-    static const rmsfast_settings settings = {.lr = 1e-3,
-                                              .beta = 0.9,
-                                              .eps = 1e-8,
-                                              .clip_value = INFINITY,
-                                              .clip_norm = INFINITY,
-                                              .clip_global_norm = INFINITY};
-    double least[RMSFAST_DTYPES][RMSFAST_ROOTS];
-    numbers w, v, g;
+    for (int k = 0; k < ARRAYS; k++)
+        for (int i = 0; i < ELEMENTS >> dtype; i++) {
+            const double x = 0.1 + 1e-3 * (i * 37 % 101);
+            if (dtype == RMSFAST_FLOAT32)
+                arrays[k].of_float32[i] = (float)x;
+            else
+                arrays[k].of_float64[i] = x;
+        }
+}
 
+/* The ticks of the plain rule, or of the one with the most to do, with roots that are listed up to RMSFAST_ROOTS. */
+static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dtype, int most, const int *roots,
+                    numbers a[ARRAYS])
+{
+    const rmsfast_settings settings = {
+        .lr = 1e-3,
+        .beta = 0.9,
+        .eps = 1e-8,
+        .momentum = most ? 0.9 : 0,
+        .weight_decay = most ? 0.01 : 0,
+        .clip_value = most ? 1 : INFINITY,
+        .clip_norm = INFINITY,
+        .clip_global_norm = INFINITY,
+    };
+    rmsfast_scalars scalars;
+    isa->stages[RMSFAST_DIVIDER][dtype]->form(&scalars, &settings, 1, 1, 1);
+    for (int round = 0; round < ROUNDS; round++)
+        for (int k = 0; roots[k] != RMSFAST_ROOTS; k++) {
+            const rmsfast_update update =
+                isa->stages[roots[k]][dtype]->update[most][most ? RMSFAST_NESTEROV : RMSFAST_NO_MOMENTUM][most];
+            const unsigned long long start = __rdtsc();
+            update(&a[W], &a[V], &a[M], &a[B], &a[G], ELEMENTS >> dtype, &scalars);
+            const double ticks = (double)(__rdtsc() - start);
+            if (round == 0 || ticks < least[roots[k]])
+                least[roots[k]] = ticks;
+        }
+}
+
+/* The more operations an update has beside root and quotient, the less there is to gain. So the updates with the fewest and
+   with the most are measured; for those between, the ratio of times is taken to grow with the number of operations. */
+int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_isa *isa)
+{
+    static const int of_momentum[] = {0, 3, 5}, of_centered = 6, of_more = 8, of_all = 5 + 6 + 8;
+    _Alignas(64) numbers arrays[ARRAYS];
+    int of_plain = RMSFAST_DIVIDER;
     for (int dtype = 0; dtype < RMSFAST_DTYPES; dtype++) {
-        const int n = dtype == RMSFAST_FLOAT32 ? ELEMENTS : ELEMENTS / 2;
-        rmsfast_scalars scalars;
-        isa->stages[RMSFAST_DIVIDER][dtype]->form(&scalars, &settings, 1, 1, 1);
-        for (int i = 0; i < n; i++) {
-            const double x = 0.01 * (1 + i % 7);
-            if (dtype == RMSFAST_FLOAT32) {
-                w.of_float32[i] = g.of_float32[i] = (float)x;
-                v.of_float32[i] = (float)(x * x);
-            } else {
-                w.of_float64[i] = g.of_float64[i] = x;
-                v.of_float64[i] = x * x;
-            }
-        }
-        for (int round = 0; round < ROUNDS; round++)
-            for (int root = 0; root < RMSFAST_ROOTS && isa->stages[root][dtype] != NULL; root++) {
-                const rmsfast_update update = isa->stages[root][dtype]->update[0][RMSFAST_NO_MOMENTUM];
-                const unsigned long long start = __rdtsc();
-                update(&w, &v, NULL, NULL, &g, n, &scalars);
-                const double ticks = (double)(__rdtsc() - start);
-                if (round == 0 || ticks < least[dtype][root])
-                    least[dtype][root] = ticks;
-            }
+        stages[dtype] = *isa->stages[RMSFAST_DIVIDER][dtype];
+        if (isa->stages[RMSFAST_FMA][dtype] == NULL)
+            continue;
+        double plain[RMSFAST_ROOTS], most[RMSFAST_ROOTS];
+        fill(arrays, dtype);
+        measure(plain, isa, dtype, 0, (int[]){RMSFAST_DIVIDER, RMSFAST_FMA, RMSFAST_MIXED, RMSFAST_ROOTS}, arrays);
+        const int root = plain[RMSFAST_FMA] < plain[RMSFAST_MIXED] ? RMSFAST_FMA : RMSFAST_MIXED;
+        const double low = plain[root] / plain[RMSFAST_DIVIDER];
+        if (low >= MOST)
+            continue;
+        measure(most, isa, dtype, 1, (int[]){RMSFAST_DIVIDER, root, RMSFAST_ROOTS}, arrays);
+        const double high = most[root] / most[RMSFAST_DIVIDER];
+        for (int centered = 0; centered < 2; centered++)
+            for (int momentum = 0; momentum < RMSFAST_MOMENTA; momentum++)
+                for (int more = 0; more < 2; more++) {
+                    const int operations = of_centered * centered + of_momentum[momentum] + of_more * more;
+                    if (low + (high - low) * operations / of_all < MOST)
+                        stages[dtype].update[centered][momentum][more] =
+                            isa->stages[root][dtype]->update[centered][momentum][more];
+                }
+        if (dtype == RMSFAST_FLOAT32)
+            of_plain = root;
     }
-
-    int fastest = RMSFAST_DIVIDER;
-    double fewest = 2 * MOST;
-    for (int root = RMSFAST_DIVIDER + 1; root < RMSFAST_ROOTS && isa->stages[root][0] != NULL; root++) {
-        const double float32 = least[RMSFAST_FLOAT32][root] / least[RMSFAST_FLOAT32][RMSFAST_DIVIDER];
-        const double float64 = least[RMSFAST_FLOAT64][root] / least[RMSFAST_FLOAT64][RMSFAST_DIVIDER];
-        if (float32 <= 1 && float64 <= 1 && float32 + float64 < fewest) {
-            fewest = float32 + float64;
-            fastest = root;
-        }
-    }
-    return fastest;
+    return of_plain;
 }
 
 #else
 
-int rmsfast_fastest_root(const rmsfast_isa *isa) { return (void)isa, RMSFAST_DIVIDER; }
+int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_isa *isa)
+{
+    for (int dtype = 0; dtype < RMSFAST_DTYPES; dtype++)
+        stages[dtype] = *isa->stages[RMSFAST_DIVIDER][dtype];
+    return RMSFAST_DIVIDER;
+}
 
 #endif

@@ -1,7 +1,7 @@
 /* All stages for numbers of one type, of which isa.h defines the names. */
 
-static void NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, double grad_scale, double clip_factor,
-                       double correction)
+static int NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, double grad_scale, double clip_factor,
+                      double correction)
 {
     const int lr_last = s->momentum != 0 && !s->lr_in_momentum;
 
@@ -14,7 +14,6 @@ static void NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, doub
         .decay = (REAL)(s->decoupled_weight_decay ? s->lr * s->weight_decay : s->weight_decay),
         .beta = (REAL)s->beta,
         .one_minus_beta = (REAL)(1 - s->beta),
-        .changes_variance = correction != 1 || s->eps_inside_sqrt,
         .correction = (REAL)correction,
         .lr_of_quotient = lr_last ? 1 : (REAL)s->lr,
         .eps_inside = s->eps_inside_sqrt ? (REAL)s->eps : 0,
@@ -22,6 +21,7 @@ static void NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, doub
         .mu = (REAL)s->momentum,
         .lr_of_step = lr_last ? (REAL)s->lr : 1,
     };
+    return scalars->NAME(of).changes_grad || scalars->NAME(of).decays || correction != 1 || s->eps_inside_sqrt;
 }
 
 #include "measure.h"

@@ -92,19 +92,17 @@ RMSFAST_INLINE void NAME(rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT
         RULES(changes_grad, decays, 1);                                                                                \
         break;
 
-/* Without any of these settings, which is what most optimizers are, the two operations that change no variance count. */
-RMSFAST_INLINE void NAME(choose_rule)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT v, REAL *RMSFAST_RESTRICT m,
-                                      REAL *RMSFAST_RESTRICT b, const REAL *RMSFAST_RESTRICT g, ptrdiff_t n,
-                                      const rmsfast_scalars *scalars, const int root, const int centered,
-                                      const int momentum)
+/* With `more` settings than momentum and centered, of which the gradient's and the decay's have loops of their own. */
+RMSFAST_INLINE void NAME(choose_rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT v, REAL *RMSFAST_RESTRICT m,
+                                       REAL *RMSFAST_RESTRICT b, const REAL *RMSFAST_RESTRICT g, ptrdiff_t n,
+                                       const rmsfast_scalars *scalars, const int root, const int centered,
+                                       const int momentum, const int more)
 {
-    const SCALARS *s = &scalars->NAME(of);
-
-    if (!s->changes_grad && !s->decays && !s->changes_variance) {
+    if (!more) {
         RULES(0, 0, 0);
         return;
     }
-    switch (s->changes_grad + 2 * s->decays) {
+    switch (scalars->NAME(of).changes_grad + 2 * scalars->NAME(of).decays) {
         CASE(0, 0)
         CASE(1, 0)
         CASE(0, RMSFAST_INTO_GRAD)
@@ -116,25 +114,30 @@ RMSFAST_INLINE void NAME(choose_rule)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RE
 #undef RULES
 #undef CASE
 
-#define UPDATE(name, root, centered, momentum)                                                                         \
+#define UPDATE(name, root, centered, momentum, more)                                                                   \
     static void name(void *w, void *v, void *m, void *b, const void *g, ptrdiff_t n, const rmsfast_scalars *scalars)   \
     {                                                                                                                  \
-        NAME(choose_rule)(w, v, m, b, g, n, scalars, root, centered, momentum);                                        \
+        NAME(choose_rules)(w, v, m, b, g, n, scalars, root, centered, momentum, more);                                 \
     }
+/* Both functions of a rule, and their names, the one with more settings last. */
+#define UPDATES(name, root, centered, momentum)                                                                        \
+    UPDATE(NAME(name), root, centered, momentum, 0)                                                                    \
+    UPDATE(NAME(name##_more), root, centered, momentum, 1)
+#define NAMES(name) {NAME(name), NAME(name##_more)}
 
 /* The stages with one kind of root. */
 #define STAGES(name, root)                                                                                             \
-    UPDATE(NAME(plain_##name), root, 0, RMSFAST_NO_MOMENTUM)                                                           \
-    UPDATE(NAME(with_momentum_##name), root, 0, RMSFAST_MOMENTUM)                                                      \
-    UPDATE(NAME(with_nesterov_##name), root, 0, RMSFAST_NESTEROV)                                                      \
-    UPDATE(NAME(centered_##name), root, 1, RMSFAST_NO_MOMENTUM)                                                        \
-    UPDATE(NAME(centered_with_momentum_##name), root, 1, RMSFAST_MOMENTUM)                                             \
-    UPDATE(NAME(centered_with_nesterov_##name), root, 1, RMSFAST_NESTEROV)                                             \
+    UPDATES(plain_##name, root, 0, RMSFAST_NO_MOMENTUM)                                                                \
+    UPDATES(with_momentum_##name, root, 0, RMSFAST_MOMENTUM)                                                           \
+    UPDATES(with_nesterov_##name, root, 0, RMSFAST_NESTEROV)                                                           \
+    UPDATES(centered_##name, root, 1, RMSFAST_NO_MOMENTUM)                                                             \
+    UPDATES(centered_with_momentum_##name, root, 1, RMSFAST_MOMENTUM)                                                  \
+    UPDATES(centered_with_nesterov_##name, root, 1, RMSFAST_NESTEROV)                                                  \
     static const rmsfast_stages NAME(stages_##name) = {                                                                \
         NAME(form),                                                                                                    \
         NAME(measure),                                                                                                 \
-        {{NAME(plain_##name), NAME(with_momentum_##name), NAME(with_nesterov_##name)},                                 \
-         {NAME(centered_##name), NAME(centered_with_momentum_##name), NAME(centered_with_nesterov_##name)}},           \
+        {{NAMES(plain_##name), NAMES(with_momentum_##name), NAMES(with_nesterov_##name)},                              \
+         {NAMES(centered_##name), NAMES(centered_with_momentum_##name), NAMES(centered_with_nesterov_##name)}},        \
     };
 STAGES(divider, RMSFAST_DIVIDER)
 #if VECTOR_BITS
@@ -142,4 +145,6 @@ STAGES(fma, RMSFAST_FMA)
 STAGES(mixed, RMSFAST_MIXED)
 #endif
 #undef STAGES
+#undef NAMES
+#undef UPDATES
 #undef UPDATE
