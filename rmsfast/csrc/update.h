@@ -59,11 +59,13 @@ RMSFAST_INLINE void NAME(rule)(REAL *w, REAL *v, REAL *m, REAL *b, const REAL *g
     NAME(rule)                                                                                                         \
     (w, v, m, b, g, i, whole, count, s, centered, momentum, changes_grad, decays, changes_variance, by_fma)
 
-/* All packs. With mixed roots the divider and the multipliers work at the same time, on packs that follow each other. */
+/* All packs. With mixed roots the divider and the multipliers work at the same time, on packs that follow each other. What is
+   left at the end goes to the function `divider`, which is the same update with the divider's roots. */
 RMSFAST_INLINE void NAME(rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT v, REAL *RMSFAST_RESTRICT m,
                                 REAL *RMSFAST_RESTRICT b, const REAL *RMSFAST_RESTRICT g, ptrdiff_t n,
                                 const rmsfast_scalars *scalars, const int root, const int centered, const int momentum,
-                                const int changes_grad, const int decays, const int changes_variance)
+                                const int changes_grad, const int decays, const int changes_variance,
+                                const rmsfast_update divider)
 {
     enum { LANES = NAME(LANES), MIXED = NAME(MIXED) };
     const SCALARS s = scalars->NAME(of);
@@ -79,14 +81,17 @@ RMSFAST_INLINE void NAME(rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT
     else
         for (; i <= n - LANES; i += LANES)
             RULE(1, LANES, root == RMSFAST_FMA);
-    if (LANES > 1)
-        for (; i < n; i += LANES)
-            RULE(0, (int)(n - i < LANES ? n - i : LANES), 0);
+    if (LANES > 1 && i < n) {
+        if (root == RMSFAST_DIVIDER)
+            RULE(0, (int)(n - i), 0);
+        else
+            divider(w + i, v + i, centered ? m + i : m, momentum ? b + i : b, g + i, n - i, scalars);
+    }
 }
 #undef RULE
 
 #define RULES(changes_grad, decays, changes_variance)                                                                  \
-    NAME(rules)(w, v, m, b, g, n, scalars, root, centered, momentum, changes_grad, decays, changes_variance)
+    NAME(rules)(w, v, m, b, g, n, scalars, root, centered, momentum, changes_grad, decays, changes_variance, divider)
 #define CASE(changes_grad, decays)                                                                                     \
     case (changes_grad) + 2 * (decays):                                                                                \
         RULES(changes_grad, decays, 1);                                                                                \
@@ -96,7 +101,7 @@ RMSFAST_INLINE void NAME(rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT
 RMSFAST_INLINE void NAME(choose_rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT v, REAL *RMSFAST_RESTRICT m,
                                        REAL *RMSFAST_RESTRICT b, const REAL *RMSFAST_RESTRICT g, ptrdiff_t n,
                                        const rmsfast_scalars *scalars, const int root, const int centered,
-                                       const int momentum, const int more)
+                                       const int momentum, const int more, const rmsfast_update divider)
 {
     if (!more) {
         RULES(0, 0, 0);
@@ -114,30 +119,30 @@ RMSFAST_INLINE void NAME(choose_rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_R
 #undef RULES
 #undef CASE
 
-#define UPDATE(name, root, centered, momentum, more)                                                                   \
+#define UPDATE(name, root, centered, momentum, more, divider)                                                          \
     static void name(void *w, void *v, void *m, void *b, const void *g, ptrdiff_t n, const rmsfast_scalars *scalars)   \
     {                                                                                                                  \
-        NAME(choose_rules)(w, v, m, b, g, n, scalars, root, centered, momentum, more);                                 \
+        NAME(choose_rules)(w, v, m, b, g, n, scalars, root, centered, momentum, more, divider);                        \
     }
 /* Both functions of a rule, and their names, the one with more settings last. */
-#define UPDATES(name, root, centered, momentum)                                                                        \
-    UPDATE(NAME(name), root, centered, momentum, 0)                                                                    \
-    UPDATE(NAME(name##_more), root, centered, momentum, 1)
-#define NAMES(name) {NAME(name), NAME(name##_more)}
+#define UPDATES(rule, name, root, centered, momentum)                                                                  \
+    UPDATE(NAME(rule##_##name), root, centered, momentum, 0, NAME(rule##_divider))                                     \
+    UPDATE(NAME(rule##_more_##name), root, centered, momentum, 1, NAME(rule##_more_divider))
+#define NAMES(rule, name) {NAME(rule##_##name), NAME(rule##_more_##name)}
 
 /* The stages with one kind of root. */
 #define STAGES(name, root)                                                                                             \
-    UPDATES(plain_##name, root, 0, RMSFAST_NO_MOMENTUM)                                                                \
-    UPDATES(with_momentum_##name, root, 0, RMSFAST_MOMENTUM)                                                           \
-    UPDATES(with_nesterov_##name, root, 0, RMSFAST_NESTEROV)                                                           \
-    UPDATES(centered_##name, root, 1, RMSFAST_NO_MOMENTUM)                                                             \
-    UPDATES(centered_with_momentum_##name, root, 1, RMSFAST_MOMENTUM)                                                  \
-    UPDATES(centered_with_nesterov_##name, root, 1, RMSFAST_NESTEROV)                                                  \
+    UPDATES(plain, name, root, 0, RMSFAST_NO_MOMENTUM)                                                                 \
+    UPDATES(with_momentum, name, root, 0, RMSFAST_MOMENTUM)                                                            \
+    UPDATES(with_nesterov, name, root, 0, RMSFAST_NESTEROV)                                                            \
+    UPDATES(centered, name, root, 1, RMSFAST_NO_MOMENTUM)                                                              \
+    UPDATES(centered_with_momentum, name, root, 1, RMSFAST_MOMENTUM)                                                   \
+    UPDATES(centered_with_nesterov, name, root, 1, RMSFAST_NESTEROV)                                                   \
     static const rmsfast_stages NAME(stages_##name) = {                                                                \
         NAME(form),                                                                                                    \
         NAME(measure),                                                                                                 \
-        {{NAMES(plain_##name), NAMES(with_momentum_##name), NAMES(with_nesterov_##name)},                              \
-         {NAMES(centered_##name), NAMES(centered_with_momentum_##name), NAMES(centered_with_nesterov_##name)}},        \
+        {{NAMES(plain, name), NAMES(with_momentum, name), NAMES(with_nesterov, name)},                                 \
+         {NAMES(centered, name), NAMES(centered_with_momentum, name), NAMES(centered_with_nesterov, name)}},           \
     };
 STAGES(divider, RMSFAST_DIVIDER)
 #if VECTOR_BITS
