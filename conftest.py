@@ -55,4 +55,5 @@ def pytest_report_header() -> str:
     import rmsfast
 
     config = rmsfast.config()
-    return f"rmsfast {config['version']} at {rmsfast.__path__[0]}, {config['isa']}, {config['num_threads']} threads"
+    how = f"{config['isa']}, {config['root']}, {config['num_threads']} threads"
+    return f"rmsfast {config['version']} at {rmsfast.__path__[0]}, {how}"

@@ -1,10 +1,11 @@
-"""Compare rmsfast with every peer that is installed, and with the machine's limits; write a report.
+"""Compare rmsfast with every peer that is installed, and with loops of its parts; write a report.
 
 Each number of threads has a process of its own. In it the contenders take turns, and the least time of many rounds
-counts.
+counts. `--publish` makes the README's table and all pictures in docs/ of the same report.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -16,16 +17,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import rmsfast
 from bench import report as reports
+from bench import scaling
 from bench.contenders import CASES, CONTENDERS, OURS, SLOW_TO_START, limit_threads
 from bench.measure import measure, versions
 
 SIZES = [10**2, 10**3, 10**4, 10**5, 10**6, 10**7, 10**8]
 BYTES = {"float32": 4, "float64": 8}
+CHECKOUT = Path(__file__).parents[1]
 
 
 def main() -> None:
     options = parse()
     console = Console()
+    if options.published:
+        for path in reports.publish(json.loads(options.published.read_text()), CHECKOUT):
+            console.print(f"written: {path}", highlight=False)
+        return
     runs = [(dtype, threads) for threads in options.threads for dtype in options.dtypes]
     sizes = [] if options.no_roofline else [size for size in SIZES if fits(size, 1)]
     report = {"machine": describe(options.peers), "runs": [], "roofline": {}}
@@ -52,10 +59,14 @@ def main() -> None:
                         times = in_turn(worker, f"{n:,}", [(n,)], dtype, threads, peers)
                         points.append({"size": n, "seconds": times})
                     report["roofline"] = {"dtype": dtype, "threads": threads, "points": points}
+    if options.publish:
+        with fresh_process(options.threads[0]) as worker:
+            report["scaling"] = worker.submit(scaling.measure_all, options.threads[0], options.seconds).result()
     for table in reports.tables(report):
         console.print(table)
     console.print(reports.machine(report), highlight=False)
-    for path in reports.write(report, options.output):
+    published = reports.publish(report, CHECKOUT) if options.publish else []
+    for path in [*reports.write(report, options.output), *published]:
         console.print(f"written: {path}", highlight=False)
 
 
@@ -75,6 +86,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5, help="for each case, about (default: %(default)s)")
     parser.add_argument("--no-roofline", action="store_true", help="leave out the sizes from 10² to 10⁸")
     parser.add_argument("--output", type=Path, default=Path("bench-report"), help="folder (default: %(default)s)")
+    parser.add_argument("--publish", action="store_true", help="also measure scaling, and renew README.md and docs/")
+    parser.add_argument(
+        "--published", type=Path, metavar="BENCH.JSON", help="measure nothing: renew them from a report"
+    )
     options = parser.parse_args()
     if options.quick:
         options.dtypes, options.threads, options.seconds, options.no_roofline = "float32", str(every), 2, True
@@ -115,6 +130,7 @@ def describe(peers) -> dict:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "isa": config["isa"],
+        "root": config["root"],
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "rmsfast": config["version"],

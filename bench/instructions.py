@@ -1,9 +1,9 @@
 """Count the instructions of one step with callgrind: a guard of what a step costs, on machines too noisy for a clock.
 
 `python -m bench.instructions` fails where a step needs 3 % more instructions than `instructions.json` says, which
-`--commit` writes anew. It counts whole calls of `opt.step(grads)`, on one thread, with the AVX2 loops (valgrind knows
-no AVX-512): the difference of two runs that differ in their number of steps. Compilers and interpreters count
-otherwise, so the figures name theirs.
+`--commit` writes anew. It counts whole calls of `opt.step(grads)`, on one thread, with the AVX2 loops and the divider's
+roots (valgrind knows no AVX-512): the difference of two runs that differ in their number of steps. Compilers and
+interpreters count otherwise, so the figures name theirs.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def run(case: str, steps: int) -> None:
 
 def count(case: str, steps: int) -> dict[str, int]:
     """Return how many instructions each function took in a process of its own."""
-    alone = {"RMSFAST_ISA": "avx2", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    alone = {"RMSFAST_ISA": "avx2", "RMSFAST_ROOT": "divider", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "callgrind.out")
         counting = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={output}", "--quiet"]

@@ -1,14 +1,22 @@
-/* What this machine can do: a step's memory traffic with almost no arithmetic, and the same with one IEEE square root
-   and one division for each element. bench/limits.py compiles this for the machine that it runs on. */
+/* Loops to hold a step against: its memory traffic with almost no arithmetic, and the same with one square root and one
+   quotient for each element, the root by the divider or by FMA. bench/limits.py compiles this for the machine that it runs
+   on. */
 #include <math.h>
 #include <stddef.h>
 
-#define LOOP(name, type, statement)                                                                                    \
-    static void name##_part(type *restrict w, type *restrict v, const type *restrict g, ptrdiff_t n)                   \
-    {                                                                                                                  \
-        for (ptrdiff_t i = 0; i < n; i++)                                                                              \
-            statement                                                                                                  \
-    }                                                                                                                  \
+#include "rmsfast.h"
+
+#if defined(__AVX512F__)
+#define VECTOR_BITS 512
+#elif defined(__AVX2__) && defined(__FMA__)
+#define VECTOR_BITS 256
+#endif
+#include "pack.h"
+#include "root.h"
+
+/* `loop` goes over n elements of arrays w, v, g of one type. */
+#define THREADED(name, type, loop)                                                                                     \
+    static void name##_part(type *restrict w, type *restrict v, const type *restrict g, ptrdiff_t n) loop              \
     void name(type *w, type *v, const type *g, ptrdiff_t n, int threads)                                               \
     {                                                                                                                  \
         if (threads == 1) {                                                                                            \
@@ -17,12 +25,33 @@
         }                                                                                                              \
         _Pragma("omp parallel for num_threads(threads) schedule(static, 1)") for (int t = 0; t < threads; t++)         \
         {                                                                                                              \
-            ptrdiff_t start = n * t / threads / 16 * 16, stop = t == threads - 1 ? n : n * (t + 1) / threads / 16 * 16;\
+            ptrdiff_t start = n * t / threads / 16 * 16, stop = t == threads - 1 ? n : n * (t + 1) / threads / 16 * 16; \
             name##_part(w + start, v + start, g + start, stop - start);                                                \
         }                                                                                                              \
     }
 
-LOOP(memory_float32, float, { v[i] = v[i] + g[i]; w[i] = w[i] - g[i]; })
-LOOP(memory_float64, double, { v[i] = v[i] + g[i]; w[i] = w[i] - g[i]; })
-LOOP(divider_float32, float, { v[i] = v[i] + g[i]; w[i] = w[i] - g[i] / sqrtf(v[i]); })
-LOOP(divider_float64, double, { v[i] = v[i] + g[i]; w[i] = w[i] - g[i] / sqrt(v[i]); })
+#define ELEMENTS(statement)                                                                                            \
+    {                                                                                                                  \
+        for (ptrdiff_t i = 0; i < n; i++)                                                                              \
+            statement                                                                                                  \
+    }
+THREADED(copy_float32, float, ELEMENTS({ v[i] = v[i] + g[i]; w[i] = w[i] - g[i]; }))
+THREADED(copy_float64, double, ELEMENTS({ v[i] = v[i] + g[i]; w[i] = w[i] - g[i]; }))
+THREADED(divider_float32, float, ELEMENTS({ v[i] = v[i] + g[i]; w[i] = w[i] - g[i] / sqrtf(v[i]); }))
+THREADED(divider_float64, double, ELEMENTS({ v[i] = v[i] + g[i]; w[i] = w[i] - g[i] / sqrt(v[i]); }))
+
+#if VECTOR_BITS
+#define PACKS(type)                                                                                                    \
+    {                                                                                                                  \
+        for (ptrdiff_t i = 0; i < n; i += LANES_##type) {                                                              \
+            const int whole = n - i >= LANES_##type, count = whole ? LANES_##type : (int)(n - i);                      \
+            const pack_##type grad = load_##type(g + i, whole, count);                                                 \
+            const pack_##type square = load_##type(v + i, whole, count) + grad;                                        \
+            store_##type(v + i, square, whole, count);                                                                 \
+            const pack_##type weight = load_##type(w + i, whole, count) - grad / root_##type(square, 1);               \
+            store_##type(w + i, weight, whole, count);                                                                 \
+        }                                                                                                              \
+    }
+THREADED(fma_float32, float, PACKS(float32))
+THREADED(fma_float64, double, PACKS(float64))
+#endif

@@ -1,7 +1,9 @@
-"""The machine's limits as contenders: limits.c, compiled for this machine.
+"""Loops of limits.c, compiled for this machine, as contenders: what a step is made of, and nothing else.
 
-Where memory happens to lie makes a difference of some percent, so that a limit on one array uses rmsfast's own. Many
-arrays count as one with as many elements.
+The copy loop moves a step's bytes; the divider loop and the FMA loop compute a root and a quotient besides. None is a
+limit: rmsfast can beat the latter two with the divider and the multipliers at work at the same time. Where memory
+happens to lie makes a difference of some percent, so that a loop on one array uses rmsfast's own. Many arrays count as
+one with as many elements.
 """
 
 import ctypes
@@ -15,10 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+import rmsfast
 from bench.contenders import Arrays
+
+LOOPS = {"copy loop": "copy", "divider loop": "divider", "FMA loop": "fma"}
 
 FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
 SHARED = ["-shared", "-fPIC"]
+CSRC = next(Path(rmsfast.__file__).parent.rglob("root.h")).parent
 WORTH_THREADS = 32_768  # elements: below, one thread is faster than any team
 
 
@@ -32,33 +38,32 @@ def library() -> ctypes.CDLL | None:
         target = Path(folder, "limits.so")
         source = Path(__file__).with_name("limits.c")
         for width in ["-mprefer-vector-width=512"], []:
-            command = [compiler, *FLAGS, *SHARED, *width, str(source), "-o", str(target), "-lm"]
+            command = [compiler, *FLAGS, *SHARED, *width, f"-I{CSRC}", str(source), "-o", str(target), "-lm"]
             if subprocess.run(command, capture_output=True).returncode == 0:
                 return ctypes.CDLL(str(target))
     return None
 
 
-def limit(kind: str) -> Callable[[Arrays, int], Callable[[], None]]:
+def loop(kind: str) -> Callable[[Arrays, int], Callable[[], None]]:
     """Return the contender that runs the loop called `kind`, with the threads of the same OpenMP pool."""
 
     def make(arrays: Arrays, threads: int) -> Callable[[], None]:
         w, v, g = (
             part[0].reshape(-1) if len(part) == 1 else np.concatenate([a.ravel() for a in part]) for part in arrays
         )
-        loop = getattr(library(), f"{kind}_{w.dtype}")
+        function = getattr(library(), f"{kind}_{w.dtype}")
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (w, v, g)]
         size = ctypes.c_ssize_t(w.size)
         threads = threads if w.size >= WORTH_THREADS else 1
 
         def step(keep=(w, v, g)):
-            loop(*pointers, size, threads)
+            function(*pointers, size, threads)
 
         return step
 
     return make
 
 
-def limits() -> dict[str, Callable[[Arrays, int], Callable[[], None]]]:
-    if library() is None:
-        return {}
-    return {"memory limit": limit("memory"), "divider limit": limit("divider")}
+def loops() -> dict[str, Callable[[Arrays, int], Callable[[], None]]]:
+    """Return the loops that this machine can run, by name."""
+    return {name: loop(kind) for name, kind in LOOPS.items() if hasattr(library(), f"{kind}_float32")}

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from bench.contenders import CONTENDERS, OURS, SLOW_TO_START, make_arrays
-from bench.limits import limits
+from bench.limits import loops
 from bench.timing import minima
 
 
@@ -27,7 +27,7 @@ def measure(shapes, dtype: str, threads: int, names: Iterable[str], seconds: flo
             # The peers round otherwise; another rule, or a rate that is not applied, is a thousand times farther off.
             if not np.allclose(w, expected, rtol=0, atol=2e-6):
                 raise AssertionError(f"{name}: another result than {OURS}")
-    for name, make in limits().items():
+    for name, make in loops().items():
         steps[name] = make(arrays[OURS], threads)
     return minima(steps, seconds)
 

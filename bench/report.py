@@ -1,13 +1,15 @@
-"""What the measurements look like: a table on the screen, JSON, Markdown, and two pictures."""
+"""What the measurements look like: a table on the screen, JSON, Markdown, pictures, and the README's table."""
 
 import json
 from pathlib import Path
 
 from rich.table import Table
 
+from bench import scaling
 from bench.contenders import CASES, OURS
+from bench.limits import LOOPS
 
-LIMITS = ("memory limit", "divider limit")
+BEGIN, END = "<!-- python -m bench: begin -->\n", "<!-- python -m bench: end -->\n"
 
 
 def tables(report: dict) -> list[Table]:
@@ -42,54 +44,71 @@ def cell(times: dict[str, float], name: str) -> str:
         return "–"
     ratio = times[name] / times[OURS]
     text = f"{microseconds(times[name])} {ratio:.2f}×"
-    return f"[bold red]{text}[/]" if ratio < 1 and name not in LIMITS else text
+    return f"[bold red]{text}[/]" if ratio < 1 and name not in LOOPS else text
 
 
 def markdown(report: dict) -> str:
-    """Return the tables in Markdown; a ratio in bold is one by which a peer wins."""
-    lines = []
-    for run in report["runs"]:
-        lines += [f"{run['dtype']}, {threads_of(run)}", ""]
-        lines += [
-            f"| | {' | '.join(f'`{case}`' for case in run['seconds'])} |",
-            f"|---|{'---:|' * len(run['seconds'])}",
-        ]
-        for name in contenders_of(run):
-            cells = []
-            for times in run["seconds"].values():
-                if name not in times:
-                    cells.append("–")
-                    continue
-                ratio = times[name] / times[OURS]
-                mark = "**" if ratio < 1 and name not in LIMITS else ""
-                time = microseconds(times[name])
-                cells.append(f"**{time}**" if name == OURS else f"{time} ({mark}{ratio:.3g}×{mark})")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join([*lines, machine(report), ""])
+    """Return the tables in Markdown."""
+    tables = [f"{run['dtype']}, {threads_of(run)}\n\n{markdown_table(run)}" for run in report["runs"]]
+    return "\n".join([*tables, machine(report), ""])
+
+
+def markdown_table(run: dict) -> str:
+    """Return microseconds and ratios; one in bold is one by which a peer wins."""
+    lines = [
+        f"| | {' | '.join(f'`{case}`' for case in run['seconds'])} |",
+        f"|---|{'---:|' * len(run['seconds'])}",
+    ]
+    for name in contenders_of(run):
+        cells = []
+        for times in run["seconds"].values():
+            if name not in times:
+                cells.append("–")
+                continue
+            ratio = times[name] / times[OURS]
+            mark = "**" if ratio < 1 and name not in LOOPS else ""
+            time = microseconds(times[name])
+            cells.append(f"**{time}**" if name == OURS else f"{time} ({mark}{ratio:.3g}×{mark})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def machine(report: dict) -> str:
     m = report["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-    ours = f"{m['cpu']}, {m['cores']} cores, {m['isa']}; rmsfast {m['rmsfast']}"
+    ours = f"{m['cpu']}, {m['cores']} cores, {m['isa']}, root: {m['root']}; rmsfast {m['rmsfast']}"
     return f"{ours}, Python {m['python']}, {packages}; {m['system']}."
 
 
 def write(report: dict, folder: Path) -> list[Path]:
     """Write all forms of the report to a folder; return their paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "bench.md").write_text(markdown(report))
-    paths = [folder / "bench.json", folder / "bench.md", folder / "speedup.png"]
+    return [folder / "bench.json", folder / "bench.md", *draw(report, folder)]
+
+
+def draw(report: dict, folder: Path) -> list[Path]:
+    """Draw what the report has into a folder; return the pictures' paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    paths = [folder / "speedup.png"]
     draw_speedup(report, paths[-1])
-    if report["roofline"]:
-        paths.append(folder / "roofline.png")
-        draw_roofline(report, paths[-1])
+    for part, function in ("roofline", draw_roofline), ("scaling", scaling.draw):
+        if report.get(part):
+            paths.append(folder / f"{part}.png")
+            function(report if part == "roofline" else report[part], paths[-1])
     return paths
+
+
+def publish(report: dict, checkout: Path) -> list[Path]:
+    """Put the first run's table, and the machine, in the place of those in the README, and the pictures into docs/."""
+    readme = checkout / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{markdown_table(report['runs'][0])}\n({machine(report)})\n\n{END}{after}")
+    return [readme, *draw(report, checkout / "docs")]
 
 
 def draw_speedup(report: dict, path: Path) -> None:
@@ -98,7 +117,7 @@ def draw_speedup(report: dict, path: Path) -> None:
     import numpy as np
 
     run = report["runs"][0]
-    names = [name for name in contenders_of(run) if name != OURS and name not in LIMITS]
+    names = [name for name in contenders_of(run) if name != OURS and name not in LOOPS]
     cases = [case for case in CASES if case in run["seconds"]]
     figure, axes = plt.subplots(figsize=(12, 5), layout="constrained")
     width = 0.85 / max(len(names), 1)
@@ -118,8 +137,19 @@ def draw_speedup(report: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def floor(points: list[dict]) -> list[float]:
+    """Return what nothing can beat: the seconds of each point at the best bandwidth that anyone had there, or with more
+    elements, where it is harder to have. The loops and rmsfast move the same bytes an element, others no fewer."""
+    best, seconds = float("inf"), []
+    for point in sorted(points, key=lambda point: -point["size"]):
+        best = min(best, min(point["seconds"].values()) / point["size"])
+        seconds.append(best * point["size"])
+    return seconds[::-1]
+
+
 def draw_roofline(report: dict, path: Path) -> None:
-    """Lines: time per element against size, with the limits. The peers end where they do not all fit into memory."""
+    """Lines: time per element against size, with the loops, and the bandwidth's limit. The peers end where they do not
+    all fit into memory."""
     import matplotlib.pyplot as plt
 
     roofline = report["roofline"]
@@ -127,9 +157,8 @@ def draw_roofline(report: dict, path: Path) -> None:
     names = list(dict.fromkeys(name for point in roofline["points"] for name in point["seconds"]))
     for k, name in enumerate(names):
         points = [(p["size"], p["seconds"][name] / p["size"] * 1e9) for p in roofline["points"] if name in p["seconds"]]
-        style = (
-            {"color": "black", "linestyle": "--" if "memory" in name else ":"} if name in LIMITS else {"color": f"C{k}"}
-        )
+        dashes = dict(zip(LOOPS, ("--", ":", "-."), strict=True))
+        style = {"color": "black", "linestyle": dashes[name]} if name in LOOPS else {"color": f"C{k}"}
         axes.loglog(
             *zip(*points, strict=True),
             label=name,
@@ -138,6 +167,11 @@ def draw_roofline(report: dict, path: Path) -> None:
             linewidth=2.5 if name == OURS else 1.2,
             **style,
         )
+    sizes = sorted(point["size"] for point in roofline["points"])
+    limit = [seconds / size * 1e9 for seconds, size in zip(floor(roofline["points"]), sizes, strict=True)]
+    bottom = axes.get_ylim()[0]
+    axes.fill_between(sizes, limit, bottom, color="0.85", label="less than the bytes take at best")
+    axes.set_ylim(bottom=bottom)
     title = f"Time per element, {roofline['dtype']}, {roofline['threads']} threads"
     axes.set(xlabel="elements of one parameter", ylabel="ns an element", title=title)
     axes.grid(alpha=0.3)

@@ -14,20 +14,21 @@ from rich.table import Table
 
 import rmsfast
 from bench.contenders import Arrays, make_arrays, rmsfast_step
-from bench.limits import limits
+from bench.limits import loops
 from bench.timing import minima
 
 ELEMENTS = [10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7, 3 * 10**7, 10**8]
 ARRAYS = [1, 3, 10, 30, 100, 300, 1000, 3000, 10_000]
 ELEMENTS_OF_EACH = 100
 ELEMENTS_FOR_THREADS = 16_777_216
+COPY = "copy loop"
 
 
 def measure(arrays: Arrays, threads: int, seconds: float) -> dict[str, float]:
-    """Return the seconds of a step, and of the memory limit on the same arrays where there is one array."""
+    """Return the seconds of a step, and of the copy loop on the same arrays where there is one array."""
     steps = {"rmsfast": rmsfast_step(arrays, threads)}
     if len(arrays.w) == 1:
-        steps |= {name: make(arrays, threads) for name, make in limits().items() if name == "memory limit"}
+        steps |= {name: make(arrays, threads) for name, make in loops().items() if name == COPY}
     return minima(steps, seconds)
 
 
@@ -47,66 +48,78 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("scaling.png"), help="picture (default %(default)s)")
     options = parser.parse_args()
 
+    console = Console(highlight=False)
+    found = measure_all(options.threads, options.seconds)
+    table = Table("series", "count", "µs", "copy loop µs")
+    for name, points in (
+        (f"elements, {options.threads} threads", found["elements"]),
+        (f"arrays of {ELEMENTS_OF_EACH}, 1 thread", found["arrays"]),
+        (f"threads, {ELEMENTS_FOR_THREADS:,} elements", found["teams"]),
+    ):
+        for point in points:
+            copy = f"{point[COPY] * 1e6:,.2f}" if COPY in point else ""
+            table.add_row(name, f"{point['count']:,}", f"{point['rmsfast'] * 1e6:,.2f}", copy)
+    console.print(table)
+    slope, offset = line_through(ARRAYS, [p["rmsfast"] for p in found["arrays"]])
+    console.print(
+        f"{slope * 1e9:.1f} ns for each array of {ELEMENTS_OF_EACH}, beside {offset * 1e9:.0f} ns for the step"
+    )
+    draw(found, options.output)
+    console.print(f"written: {options.output}")
+
+
+def measure_all(threads: int, seconds: float) -> dict:
+    """Return the three series: points with a count, and the seconds of rmsfast and of the copy loop."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**33
     sizes = [n for n in ELEMENTS if 20 * n < memory / 2]
-    teams = sorted({*(2**k for k in range(options.threads.bit_length())), options.threads})
-    console = Console(highlight=False)
-    with Progress(console=console, transient=True) as progress:
+    teams = sorted({*(2**k for k in range(threads.bit_length())), threads})
+    with Progress(transient=True) as progress:
         task = progress.add_task("measuring", total=len(sizes) + len(ARRAYS) + len(teams))
 
         def series(counts, shapes_of, threads_of):
             found = []
             for count in counts:
-                found.append(measure(make_arrays(shapes_of(count), "float32"), threads_of(count), options.seconds))
+                times = measure(make_arrays(shapes_of(count), "float32"), threads_of(count), seconds)
+                found.append({"count": count, **times})
                 progress.advance(task)
             return found
 
-        by_elements = series(sizes, lambda n: [(n,)], lambda n: options.threads)
-        by_arrays = series(ARRAYS, lambda count: [(ELEMENTS_OF_EACH,)] * count, lambda count: 1)
-        by_threads = series(teams, lambda threads: [(ELEMENTS_FOR_THREADS,)], lambda threads: threads)
-
-    table = Table("series", "count", "µs", "memory limit µs")
-    for name, counts, points in (
-        (f"elements, {options.threads} threads", sizes, by_elements),
-        (f"arrays of {ELEMENTS_OF_EACH}, 1 thread", ARRAYS, by_arrays),
-        (f"threads, {ELEMENTS_FOR_THREADS:,} elements", teams, by_threads),
-    ):
-        for count, point in zip(counts, points, strict=True):
-            limit = f"{point['memory limit'] * 1e6:,.2f}" if "memory limit" in point else ""
-            table.add_row(name, f"{count:,}", f"{point['rmsfast'] * 1e6:,.2f}", limit)
-    console.print(table)
-    slope, offset = line_through(ARRAYS, [p["rmsfast"] for p in by_arrays])
-    console.print(
-        f"{slope * 1e9:.1f} ns for each array of {ELEMENTS_OF_EACH}, beside {offset * 1e9:.0f} ns for the step"
-    )
-    draw(sizes, by_elements, by_arrays, (slope, offset), teams, by_threads, options)
-    console.print(f"written: {options.output}")
+        return {
+            "threads": threads,
+            "elements": series(sizes, lambda n: [(n,)], lambda n: threads),
+            "arrays": series(ARRAYS, lambda count: [(ELEMENTS_OF_EACH,)] * count, lambda count: 1),
+            "teams": series(teams, lambda team: [(ELEMENTS_FOR_THREADS,)], lambda team: team),
+        }
 
 
-def draw(sizes, by_elements, by_arrays, line, teams, by_threads, options) -> None:
+def draw(found: dict, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    for axes, counts, points in (left, sizes, by_elements), (right, teams, by_threads):
-        for name, style in ("rmsfast", "o-"), ("memory limit", "k--"):
+    for axes, points in (left, found["elements"]), (right, found["teams"]):
+        counts = [point["count"] for point in points]
+        for name, style in ("rmsfast", "o-"), (COPY, "k--"):
             if name in points[0]:
-                axes.plot(counts, [p[name] * 1e6 for p in points], style, label=name)
+                axes.plot(counts, [point[name] * 1e6 for point in points], style, label=name)
         axes.legend()
     left.set(xscale="log", yscale="log")
     right.set(ylim=(0, None))
-    middle.loglog(ARRAYS, [p["rmsfast"] * 1e6 for p in by_arrays], "o", label="rmsfast")
-    slope, offset = line
-    fitted = [(slope * count + offset) * 1e6 for count in ARRAYS]
-    middle.loglog(ARRAYS, fitted, "k:", label=f"{slope * 1e9:.0f} ns an array + {offset * 1e9:.0f} ns")
+    counts, times = zip(*[(point["count"], point["rmsfast"]) for point in found["arrays"]], strict=True)
+    slope, offset = line_through(counts, times)
+    middle.loglog(counts, [t * 1e6 for t in times], "o", label="rmsfast")
+    fitted = [(slope * count + offset) * 1e6 for count in counts]
+    middle.loglog(counts, fitted, "k:", label=f"{slope * 1e9:.0f} ns an array + {offset * 1e9:.0f} ns")
     middle.legend()
-    left.set(xlabel="elements of one array", ylabel="µs a step", title=f"{options.threads} threads")
+    left.set(xlabel="elements of one array", ylabel="µs a step", title=f"{found['threads']} threads")
     middle.set(xlabel=f"arrays of {ELEMENTS_OF_EACH} elements", title="1 thread")
     right.set(xlabel="threads", title=f"{ELEMENTS_FOR_THREADS:,} elements")
+    teams = [point["count"] for point in found["teams"]]
     right.set_xticks(teams, teams)
-    figure.savefig(options.output, dpi=110)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 /* What the C of the kernel makes of some millions of numbers, as digests. tools/elsewhere.sh compares them between
-   instruction sets, processors and C libraries, where there is no Python to run the other tests. */
+   instruction sets, roots, processors and C libraries, where there is no Python to run the other tests. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -100,8 +100,9 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
     fill(b, N, is_float64, 0);
     for (int step = 1; step <= 3; step++) {
         fill(g, N, is_float64, 0);
-        stages->form(&scalars, &settings, variant & 8 ? 0.3 : 1, variant & 4 ? 0.7 : 1, variant & 16 ? 1 / 0.19 : 1);
-        stages->update[centered][momentum](w, v, centered ? m : NULL, momentum ? b : NULL, g, N, &scalars);
+        const double factor = variant & 4 ? 0.7 : 1, correction = variant & 16 ? 1 / 0.19 : 1;
+        const int more = stages->form(&scalars, &settings, variant & 8 ? 0.3 : 1, factor, correction);
+        stages->update[centered][momentum][more](w, v, centered ? m : NULL, momentum ? b : NULL, g, N, &scalars);
         fill(g, N, is_float64, 1);
         stages->measure(&block, g, N, 0.3, step == 2 ? 0x1p-600 : 1);
         digest = digest_of(add(digest, (uint64_t)block.nonfinite), &block.squares, 1, 1);
@@ -147,20 +148,20 @@ int main(void)
         printf("rows %d %016llx\n", is_float64, (unsigned long long)rows_and_strides(is_float64));
         for (int rule = 0; rule < 6; rule++)
             for (int variant = 0; variant < 64; variant++) {
-                uint64_t expected = 0;
-                for (int k = 0; rmsfast_usable_isa(k) != NULL; k++) {
-                    const rmsfast_stages *stages = rmsfast_usable_isa(k)->stages[is_float64];
-                    const uint64_t digest = update(stages, is_float64, rule % 2, rule / 2, variant);
-                    if (k == 0)
-                        expected = digest;
-                    different += digest != expected;
-                }
+                const uint64_t expected =
+                    update(rmsfast_usable_isa(0)->stages[RMSFAST_DIVIDER][is_float64], is_float64, rule % 2, rule / 2, variant);
+                for (int k = 0; rmsfast_usable_isa(k) != NULL; k++)
+                    for (int root = 0; root < RMSFAST_ROOTS; root++) {
+                        const rmsfast_stages *stages = rmsfast_usable_isa(k)->stages[root][is_float64];
+                        if (stages != NULL)
+                            different += update(stages, is_float64, rule % 2, rule / 2, variant) != expected;
+                    }
                 printf("update %d %d %d %016llx\n", is_float64, rule, variant, (unsigned long long)expected);
             }
     }
     fprintf(stderr, "instruction sets:");
     for (int k = 0; rmsfast_usable_isa(k) != NULL; k++)
-        fprintf(stderr, " %s", rmsfast_usable_isa(k)->name);
+        fprintf(stderr, rmsfast_usable_isa(k)->stages[RMSFAST_FMA][0] ? " %s (all roots)" : " %s", rmsfast_usable_isa(k)->name);
     fprintf(stderr, different ? ": %d differ\n" : "\n", different);
     return different != 0;
 }

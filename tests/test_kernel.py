@@ -376,16 +376,21 @@ assert_same_bits(v, expected_v)
     subprocess.run([sys.executable, "-P", "-c", program], check=True)
 
 
+def roots_of(isa):
+    return ["divider"] if isa == "baseline" else ["divider", "fma", "mixed"]
+
+
 @pytest.mark.thread_unsafe(reason="runs all other tests once more for each of the threads")
-@pytest.mark.parametrize("isa", rmsfast.config()["isas"])
-def test_every_instruction_set(isa):
-    """Run the rest of this file, and the file of variants, under each instruction set of this machine."""
+@pytest.mark.parametrize("isa, root", [(isa, root) for isa in rmsfast.config()["isas"] for root in roots_of(isa)])
+def test_every_instruction_set(isa, root):
+    """Run the rest of this file, and the file of variants, under each instruction set and each root of this machine."""
     options = ["-p", "no:cacheprovider", "-k", "not every_instruction_set"]
     files = [__file__, str(Path(__file__).with_name("test_variants.py"))]
     command = [sys.executable, "-P", "-m", "pytest", *options, *files]
-    result = subprocess.run(command, env={**os.environ, "RMSFAST_ISA": isa}, capture_output=True, text=True)
+    environment = {**os.environ, "RMSFAST_ISA": isa, "RMSFAST_ROOT": root}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-    assert f", {isa}, " in result.stdout, "the header names the instruction set"
+    assert f", {isa}, {root}, " in result.stdout, "the header names both"
 
 
 @pytest.mark.skipif("RMSFAST_ISA" in os.environ, reason="looks at the choice made without it")
@@ -399,3 +404,13 @@ def test_an_unknown_instruction_set():
     assert result.returncode != 0
     assert "ImportError: RMSFAST_ISA: 'avx1024', expected one" in result.stderr
     assert all(isa in result.stderr for isa in rmsfast.config()["isas"])
+
+
+@pytest.mark.parametrize("isa", rmsfast.config()["isas"])
+def test_an_unknown_root(isa):
+    command = [sys.executable, "-P", "-c", "import rmsfast"]
+    environment = {**os.environ, "RMSFAST_ISA": isa, "RMSFAST_ROOT": "square"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0
+    expected = f"ImportError: RMSFAST_ROOT: 'square', expected one that {isa} has here: {', '.join(roots_of(isa))}\n"
+    assert result.stderr.endswith(expected)

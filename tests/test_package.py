@@ -29,10 +29,11 @@ DIALECTS = ["torch", "keras", "tf1", "optax", "timm", "sb3", "mxnet", "d2l"]
 
 def test_config():
     config = rmsfast.config()
-    assert list(config) == ["version", "isa", "isas", "openmp", "num_threads", "numpy"]
+    assert list(config) == ["version", "isa", "isas", "root", "openmp", "num_threads", "numpy"]
     assert config["version"] == rmsfast.__version__
     assert config["isas"][0] == "baseline"
     assert config["isa"] in config["isas"]
+    assert config["root"] in ["divider", "fma", "mixed"]
     assert isinstance(config["openmp"], bool)
     assert config["numpy"] == np.__version__
 

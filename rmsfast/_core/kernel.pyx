@@ -14,8 +14,8 @@ from libc.string cimport memcpy, memset
 cdef extern from "csrc/rmsfast.h" nogil:
     ctypedef union rmsfast_scalars:
         pass
-    ctypedef void (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *settings, double grad_scale,
-                                  double clip_factor, double correction) noexcept
+    ctypedef int (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *settings, double grad_scale,
+                                 double clip_factor, double correction) noexcept
     ctypedef void (*rmsfast_measure)(rmsfast_block *blocks, const void *g, Py_ssize_t n, double grad_scale,
                                      double shrink) noexcept
     ctypedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, Py_ssize_t n,
@@ -23,11 +23,12 @@ cdef extern from "csrc/rmsfast.h" nogil:
     ctypedef struct rmsfast_stages:
         rmsfast_form form
         rmsfast_measure measure
-        rmsfast_update update[2][3]
+        rmsfast_update update[2][3][2]
     ctypedef struct rmsfast_isa:
         const char *name
-        const rmsfast_stages **stages
+        const rmsfast_stages *stages[3][2]
     const rmsfast_isa *rmsfast_usable_isa(int k)
+    int rmsfast_choose_roots(rmsfast_stages *stages, const rmsfast_isa *isa)
     int RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV
     void RMSFAST_PREFETCH(const void *)
     void rmsfast_gather(void *out, const char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim,
@@ -54,9 +55,10 @@ cdef extern from *:
 OPENMP = HAS_OPENMP
 
 
-# ---- Instruction sets: the choice is made once, here ----
+# ---- Instruction sets and roots: the choice is made once, here ----
 
 cdef const rmsfast_isa *isa = NULL
+cdef rmsfast_stages stages_of[2]     # float32, float64
 
 
 cdef tuple choose_isa(wanted):
@@ -78,6 +80,22 @@ cdef tuple choose_isa(wanted):
 
 ISAS = choose_isa(os.environ.get("RMSFAST_ISA"))
 ISA = isa.name.decode()
+
+
+cdef choose_root(wanted):
+    """Take the fastest square root for each update, or the one called `wanted` for all. Returns its name."""
+    cdef int k, dtype
+    names = [name for k, name in enumerate(("divider", "fma", "mixed")) if isa.stages[k][0] != NULL]
+    if not wanted:
+        return names[rmsfast_choose_roots(stages_of, isa)]
+    if wanted not in names:
+        raise ImportError(f"RMSFAST_ROOT: {wanted!r}, expected one that {ISA} has here: {', '.join(names)}")
+    for dtype in range(2):
+        stages_of[dtype] = isa.stages[<int>names.index(wanted)][dtype][0]
+    return wanted
+
+
+ROOT = choose_root(os.environ.get("RMSFAST_ROOT"))
 
 
 # ---- Stages ----
@@ -169,7 +187,8 @@ cdef inline void choose_update(Update *update, const Work *work, const Item *ite
     """Choose how to update an item, unless it is as the item before."""
     cdef const rmsfast_settings *s = &work.settings[item.group]
     cdef const Gradient *gradient = &item.gradient
-    cdef const rmsfast_stages *stages
+    cdef const rmsfast_stages *stages = &stages_of[item.dtype]
+    cdef int more
     if (update.settings == s and update.dtype == item.dtype and update.clip_factor == gradient.clip_factor
             and update.correction == item.correction):
         return
@@ -177,10 +196,9 @@ cdef inline void choose_update(Update *update, const Work *work, const Item *ite
     update.dtype = item.dtype
     update.clip_factor = gradient.clip_factor
     update.correction = item.correction
-    stages = isa.stages[item.dtype]
-    stages.form(&update.scalars, s, work.grad_scale, gradient.clip_factor, item.correction)
+    more = stages.form(&update.scalars, s, work.grad_scale, gradient.clip_factor, item.correction)
     update.function = stages.update[s.centered][
-        RMSFAST_NO_MOMENTUM if s.momentum == 0 else RMSFAST_NESTEROV if s.nesterov else RMSFAST_MOMENTUM]
+        RMSFAST_NO_MOMENTUM if s.momentum == 0 else RMSFAST_NESTEROV if s.nesterov else RMSFAST_MOMENTUM][more]
 
 
 cdef void update_item(const Work *work, const Item *item, const Update *update, Py_ssize_t start,
@@ -211,7 +229,7 @@ cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_
     """Measure the blocks of a gradient that begin in [start, stop)."""
     cdef double numbers[1024]
     cdef double room[1024]
-    cdef const rmsfast_stages *stages = isa.stages[item.dtype]
+    cdef const rmsfast_stages *stages = &stages_of[item.dtype]
     cdef Py_ssize_t size = RMSFAST_BLOCK // item.reals, filled, n, place
     cdef rmsfast_block *block
     cdef const char *g

@@ -1,5 +1,7 @@
-/* Which instruction sets this CPU and its operating system run. setup.py defines RMSFAST_WIDE where it compiles the
-   wide ones, which is on x86-64. */
+/* Which instruction sets this CPU and its operating system run, and which root is the fastest there. setup.py defines
+   RMSFAST_WIDE where it compiles the wide ones, which is on x86-64. */
+#include <math.h>
+
 #include "rmsfast.h"
 
 extern const rmsfast_isa rmsfast_isa_baseline;
@@ -35,7 +37,9 @@ static int cpu_has_avx512(void) { return cpu_has(OSXSAVE_AVX_FMA, AVX2_BMI | AVX
 
 #else
 
-static int cpu_has_avx2(void) { return __builtin_cpu_supports("avx2"); }
+#include <x86intrin.h>
+
+static int cpu_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 static int cpu_has_avx512(void) { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"); }
 
 #endif
@@ -53,3 +57,108 @@ const rmsfast_isa *rmsfast_usable_isa(int k)
 #endif
     return k < count ? usable[k] : NULL;
 }
+
+/* ---- Roots ---- */
+
+#if defined(RMSFAST_WIDE) && !(defined(_MSC_VER) && !defined(__clang__))
+
+enum { ELEMENTS = 1024, ROUNDS = 5 };
+
+/* Another root than the divider's has to take less than this of its time: what is measured is off by some percent. */
+static const double MOST = 0.95;
+
+/* ELEMENTS float32 or half as many float64, in L1, and a gap of 13 cache lines: a load waits for a store just before it to the
+   same place of another page. */
+typedef union {
+    float of_float32[ELEMENTS + 208];
+    double of_float64[ELEMENTS / 2 + 104];
+} numbers;
+enum { W, V, M, B, G, ARRAYS };
+
+static void fill(numbers arrays[ARRAYS], int dtype)
+{
+    for (int k = 0; k < ARRAYS; k++)
+        for (int i = 0; i < ELEMENTS >> dtype; i++) {
+            const double x = 0.1 + 1e-3 * (i * 37 % 101);
+            if (dtype == RMSFAST_FLOAT32)
+                arrays[k].of_float32[i] = (float)x;
+            else
+                arrays[k].of_float64[i] = x;
+        }
+}
+
+/* The ticks of the plain rule, or of the one with the most to do, with roots that are listed up to RMSFAST_ROOTS. */
+static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dtype, int most, const int *roots,
+                    numbers a[ARRAYS])
+{
+    const rmsfast_settings settings = {
+        .lr = 1e-3,
+        .beta = 0.9,
+        .eps = 1e-8,
+        .momentum = most ? 0.9 : 0,
+        .weight_decay = most ? 0.01 : 0,
+        .clip_value = most ? 1 : INFINITY,
+        .clip_norm = INFINITY,
+        .clip_global_norm = INFINITY,
+    };
+    rmsfast_scalars scalars;
+    isa->stages[RMSFAST_DIVIDER][dtype]->form(&scalars, &settings, 1, 1, 1);
+    for (int round = 0; round < ROUNDS; round++)
+        for (int k = 0; roots[k] != RMSFAST_ROOTS; k++) {
+            const rmsfast_update update =
+                isa->stages[roots[k]][dtype]->update[most][most ? RMSFAST_NESTEROV : RMSFAST_NO_MOMENTUM][most];
+            const unsigned long long start = __rdtsc();
+            update(&a[W], &a[V], &a[M], &a[B], &a[G], ELEMENTS >> dtype, &scalars);
+            const double ticks = (double)(__rdtsc() - start);
+            if (round == 0 || ticks < least[roots[k]])
+                least[roots[k]] = ticks;
+        }
+}
+
+/* The more operations an update has beside root and quotient, the less there is to gain. So the updates with the fewest and
+   with the most are measured; for those between, the ratio of times is taken to grow with the number of operations. */
+int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_isa *isa)
+{
+    static const int of_momentum[] = {0, 3, 5}, of_centered = 6, of_more = 8, of_all = 5 + 6 + 8;
+    _Alignas(64) numbers arrays[ARRAYS];
+    int of_plain = RMSFAST_DIVIDER;
+    for (int dtype = 0; dtype < RMSFAST_DTYPES; dtype++) {
+        stages[dtype] = *isa->stages[RMSFAST_DIVIDER][dtype];
+        if (isa->stages[RMSFAST_FMA][dtype] == NULL)
+            continue;
+        double plain[RMSFAST_ROOTS], most[RMSFAST_ROOTS], low = MOST;
+        int root = RMSFAST_DIVIDER;
+        fill(arrays, dtype);
+        for (int attempt = 0; attempt < 2 && low >= MOST; attempt++) { /* one may have been disturbed */
+            measure(plain, isa, dtype, 0, (int[]){RMSFAST_DIVIDER, RMSFAST_FMA, RMSFAST_MIXED, RMSFAST_ROOTS}, arrays);
+            root = plain[RMSFAST_FMA] < plain[RMSFAST_MIXED] ? RMSFAST_FMA : RMSFAST_MIXED;
+            low = plain[root] / plain[RMSFAST_DIVIDER];
+        }
+        if (low >= MOST)
+            continue;
+        measure(most, isa, dtype, 1, (int[]){RMSFAST_DIVIDER, root, RMSFAST_ROOTS}, arrays);
+        const double high = most[root] / most[RMSFAST_DIVIDER];
+        for (int centered = 0; centered < 2; centered++)
+            for (int momentum = 0; momentum < RMSFAST_MOMENTA; momentum++)
+                for (int more = 0; more < 2; more++) {
+                    const int operations = of_centered * centered + of_momentum[momentum] + of_more * more;
+                    if (low + (high - low) * operations / of_all < MOST)
+                        stages[dtype].update[centered][momentum][more] =
+                            isa->stages[root][dtype]->update[centered][momentum][more];
+                }
+        if (dtype == RMSFAST_FLOAT32)
+            of_plain = root;
+    }
+    return of_plain;
+}
+
+#else
+
+int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_isa *isa)
+{
+    for (int dtype = 0; dtype < RMSFAST_DTYPES; dtype++)
+        stages[dtype] = *isa->stages[RMSFAST_DIVIDER][dtype];
+    return RMSFAST_DIVIDER;
+}
+
+#endif

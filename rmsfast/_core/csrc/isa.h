@@ -9,9 +9,11 @@
 #pragma fp_contract(off) /* the other compilers are told by a switch */
 #endif
 
+#include "pack.h"
+#include "root.h"
+
 #define REAL float
 #define SCALARS rmsfast_scalars_float
-#define SQRT sqrtf
 #define ABS fabsf
 #define LARGEST FLT_MAX
 #define NAME(stage) stage##_float32
@@ -19,7 +21,6 @@
 
 #define REAL double
 #define SCALARS rmsfast_scalars_double
-#define SQRT sqrt
 #define ABS fabs
 #define LARGEST DBL_MAX
 #define NAME(stage) stage##_float64
@@ -30,4 +31,13 @@
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
 
-const rmsfast_isa JOIN(rmsfast_isa_, ISA) = {STRING(ISA), {&stages_float32, &stages_float64}};
+const rmsfast_isa JOIN(rmsfast_isa_, ISA) = {
+    STRING(ISA),
+    {
+        {&stages_divider_float32, &stages_divider_float64},
+#if VECTOR_BITS
+        {&stages_fma_float32, &stages_fma_float64},
+        {&stages_mixed_float32, &stages_mixed_float64},
+#endif
+    },
+};

@@ -70,9 +70,10 @@ enum { RMSFAST_INTO_GRAD = 1, RMSFAST_DECOUPLED }; /* what `decays` can be, but 
 /* A stage works on n real numbers; in an array of complex ones, the real and the imaginary part are two. No two of its
    arrays overlap. */
 
-/* Form the numbers. `clip_factor` is what a norm asks for; `correction` is that of the bias: 1, or 1/(1−βᵗ). */
-typedef void (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *settings, double grad_scale,
-                             double clip_factor, double correction);
+/* Form the numbers. `clip_factor` is what a norm asks for; `correction` is that of the bias: 1, or 1/(1−βᵗ). Returns whether
+   a step does more than momentum and centered ask for. */
+typedef int (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *settings, double grad_scale,
+                            double clip_factor, double correction);
 
 /* One step: w, v and, where it has them, m and b are updated in place. */
 typedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, ptrdiff_t n,
@@ -93,16 +94,24 @@ enum { RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV, RMSFAST_MOMENTA 
 typedef struct {
     rmsfast_form form;
     rmsfast_measure measure;
-    rmsfast_update update[2][RMSFAST_MOMENTA]; /* [centered][kind of momentum] */
+    rmsfast_update update[2][RMSFAST_MOMENTA][2]; /* [centered][kind of momentum][what `form` returned] */
 } rmsfast_stages;
+
+/* Where the square root comes from: the CPU's divider, or its estimate and fused multiply-add, or both in turn. They give
+   the same bits. */
+enum { RMSFAST_DIVIDER, RMSFAST_FMA, RMSFAST_MIXED, RMSFAST_ROOTS };
 
 typedef struct {
     const char *name;
-    const rmsfast_stages *stages[RMSFAST_DTYPES];
+    const rmsfast_stages *stages[RMSFAST_ROOTS][RMSFAST_DTYPES]; /* NULL for roots that it does not have */
 } rmsfast_isa;
 
 /* The k-th instruction set, narrowest first, that this build holds and this CPU runs; NULL past the last. */
 const rmsfast_isa *rmsfast_usable_isa(int k);
+
+/* The stages of an instruction set, each update with the root that is fastest on this CPU, measured in some 40 µs. Returns
+   which root that is for the plain rule in float32. */
+int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_isa *isa);
 
 /* Copy n elements of a strided array to out, from element `start` on, the last axis moving fastest. Strides are in bytes
    and may have any sign. Elements may be misaligned. */

@@ -1,7 +1,7 @@
 /* All stages for numbers of one type, of which isa.h defines the names. */
 
-static void NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, double grad_scale, double clip_factor,
-                       double correction)
+static int NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, double grad_scale, double clip_factor,
+                      double correction)
 {
     const int lr_last = s->momentum != 0 && !s->lr_in_momentum;
 
@@ -21,21 +21,14 @@ static void NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, doub
         .mu = (REAL)s->momentum,
         .lr_of_step = lr_last ? (REAL)s->lr : 1,
     };
+    return scalars->NAME(of).changes_grad || scalars->NAME(of).decays || correction != 1 || s->eps_inside_sqrt;
 }
 
 #include "measure.h"
 #include "update.h"
 
-static const rmsfast_stages NAME(stages) = {
-    NAME(form),
-    NAME(measure),
-    {{NAME(plain), NAME(with_momentum), NAME(with_nesterov)},
-     {NAME(centered), NAME(centered_with_momentum), NAME(centered_with_nesterov)}},
-};
-
 #undef REAL
 #undef SCALARS
-#undef SQRT
 #undef ABS
 #undef LARGEST
 #undef NAME
