@@ -317,11 +317,12 @@ class RMSprop(Optimizer):
                 loss = closure()
         threads = self._num_threads or torch.get_num_threads()
         plan = self._alone
-        if (
-            plan is None
-            or modes._is_in_torch_dispatch_mode
-            or plan.step(self.param_groups, self.state, threads) is not True
-        ):
+        taken: bool | None = False
+        if plan is not None and not modes._is_in_torch_dispatch_mode:
+            taken = plan.step(self.param_groups, self.state, threads)
+        if taken is None:
+            self.skipped_steps += 1
+        elif not taken:
             self._step_anew(threads)
         return loss
 
@@ -338,19 +339,28 @@ class RMSprop(Optimizer):
             finally:
                 self._forget()
             return
-        if self._plan is not None:
-            if not self._unusual and self._take(threads, None, self._others_with_gradients()):
-                return
-            if self._step_with_any_gradients(threads):
-                return
-        self._make_plan()
-        if self._step_with_any_gradients(threads):
-            if not self._unusual and not self._others:
-                self._alone = self._plan
-            return
-        # What is left is a gradient that shares memory with a parameter or its state.
-        if not self._step_with_any_gradients(threads, clone=True):
-            raise RuntimeError("a parameter, its state or its gradient changed during the step")
+        fits = self._plan is not None and (
+            (not self._unusual and self._take(threads, None, self._others_with_gradients()))
+            or self._step_with_any_gradients(threads)
+        )
+        if not fits:
+            self._plan_and_step(threads)
+        if not self._unusual and not self._others:
+            self._alone = self._plan
+
+    def _plan_and_step(self, threads: int) -> None:
+        """Make a plan and take a step by it, or raise and leave no state where there was none."""
+        new = [p for group in self.param_groups for p in group["params"] if not self.state.get(p)]
+        try:
+            self._make_plan()
+            # If it does not fit its own plan, a gradient shares memory with a parameter or its state.
+            if not self._step_with_any_gradients(threads) and not self._step_with_any_gradients(threads, clone=True):
+                raise RuntimeError("a parameter, its state or its gradient changed during the step")
+        except BaseException:
+            for p in new:
+                self.state.pop(p, None)
+            self._forget()
+            raise
 
     def _others_with_gradients(self) -> list[Other]:
         """Return the parameters that the kernel does not take and that have gradients."""
@@ -392,9 +402,9 @@ class RMSprop(Optimizer):
             self.skipped_steps += 1
         elif taken:
             for i, p, grad, entry, group in others:
-                entry["step"] += 1
                 factor = 1.0 if measured is None else self._plan.factor(i)
-                update(p, grad, entry, settings[id(group)], factor)
+                update(p, grad, {**entry, "step": entry["step"] + 1}, settings[id(group)], factor)
+                entry["step"] += 1
             if any(kind_of(p) != kind for _, p, _, kind in self._others):  # perhaps it is the kernel's from now on
                 self._plan = None
         return taken is not False
@@ -418,6 +428,9 @@ class RMSprop(Optimizer):
 
         None are the kernel's where all go `by_operations`.
         """
+        for group in self.param_groups:
+            if type(group["params"]) is not list:  # as PyTorch makes it, and the plan keeps it
+                group["params"] = list(group["params"])
         natives: list[tuple[Tensor | None, ...] | bool | None] = []
         memory = []  # where each of the kernel's tensors begins and ends, and whose it is
         line = [(p, group) for group in self.param_groups for p in group["params"]]

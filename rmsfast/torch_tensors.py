@@ -58,7 +58,8 @@ def local(tensor: Tensor) -> Tensor | None:
         with torch.no_grad():
             mine: Tensor = cast(Any, tensor).to_local()
         return mine if type(mine) in PLAIN else None
-    if kind.__torch_dispatch__ is Tensor.__torch_dispatch__ and isinstance(tensor, torch.nn.Parameter):
+    own = kind.__torch_dispatch__ is Tensor.__torch_dispatch__ and kind.grad is Tensor.grad
+    if own and isinstance(tensor, torch.nn.Parameter):
         return tensor
     return None
 
@@ -99,16 +100,27 @@ def check_memory(tensor: Any) -> None:
 
 def check_others(others: Iterable[tuple[int, Tensor, Tensor, Entry, Any]]) -> None:
     """Refuse a step on parameters that are not for the kernel, as far as can be known beforehand."""
-    for _, p, grad, entry, _ in others:
+    for i, p, grad, entry, _ in others:
         if grad.shape != p.shape:
-            raise RuntimeError(f"a gradient of shape {tuple(grad.shape)}, expected {tuple(p.shape)}, as its parameter")
+            raise RuntimeError(
+                f"parameter {i}: a gradient of shape {tuple(grad.shape)}, expected {tuple(p.shape)}, as its parameter"
+            )
+        if p.layout is torch.strided and type(p) in PLAIN and torch._debug_has_internal_overlap(p) == 1:
+            raise RuntimeError(f"parameter {i}: its elements share memory, expected memory of their own: p.clone()")
+        for name in STATE_NAMES:
+            value = entry.get(name, p)
+            if value.shape != p.shape or value.is_complex() != p.is_complex() or value.device != p.device:
+                raise RuntimeError(
+                    f"parameter {i}: {name} is {value.dtype} of shape {tuple(value.shape)} on {value.device}, expected "
+                    f"{p.dtype} of shape {tuple(p.shape)} on {p.device}, as its parameter"
+                )
         for tensor in (p, grad, *entry.values()):
             check_memory(tensor)
         for tensor in (p, *entry.values()):
             if torch.is_tensor(tensor) and tensor.is_inference() and not torch.is_inference_mode_enabled():
                 raise RuntimeError(
-                    f"a parameter of shape {tuple(p.shape)}: it or its state is an inference tensor, expected ordinary "
-                    "ones outside of torch.inference_mode(): tensor.clone() makes one"
+                    f"parameter {i}: it or its state is an inference tensor, expected ordinary ones outside of "
+                    "torch.inference_mode(): tensor.clone() makes one"
                 )
 
 
@@ -175,14 +187,18 @@ def strides_in_c_order(tensor: Tensor) -> tuple[int, ...]:
 # ---- The same in PyTorch's operations ----
 
 
-def measure(grad: Tensor) -> tuple[float, int]:
-    """Return the sum of the squares of a gradient, in double, and how many of its numbers are infinite or NaN."""
+def measure(grad: Tensor) -> tuple[float, float, int]:
+    """Return the sum of the squares of a gradient, in double, and how many of its numbers are infinite or NaN.
+
+    Between them stands the sum for numbers that are 2⁶⁰⁰ times smaller, of which none overflows.
+    """
     if grad.layout is torch.sparse_coo:
         grad = grad.coalesce().values()
     elif grad.layout is not torch.strided:
         grad = grad.to_dense()
     numbers = torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
-    return float(numbers.to(torch.float64).square().sum()), int((~numbers.isfinite()).sum())
+    exact = numbers.to(torch.float64)
+    return float(exact.square().sum()), float((exact * 2.0**-600).square().sum()), int((~numbers.isfinite()).sum())
 
 
 def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], factor: float = 1.0) -> None:

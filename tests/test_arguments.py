@@ -839,3 +839,22 @@ def test_shared_memory_is_found_as_numpy_finds_it(data):
         expected = after_one_step(w, g.copy())
         opt.step([g])
         assert_same_bits(w, expected)
+
+
+class Liar(np.ndarray):
+    """Says that it has no axes, and another shape."""
+
+    ndim = 0
+
+    @property
+    def shape(self):
+        return (100_000,)
+
+
+def test_an_array_that_lies_about_its_form_is_taken_as_it_is():
+    optimizers = [rmsfast.RMSProp([np.zeros((1,) * 60, np.float32).view(Liar)]) for _ in range(50)]
+    del optimizers
+    w, v, g = np.zeros(100_000, np.float32), np.zeros(50, np.float32).view(Liar), np.ones(100_000, np.float32)
+    with pytest.raises(ValueError, match="v: "):
+        rmsfast.rmsprop_update(w, v, g)
+    assert not w.any()

@@ -1407,6 +1407,118 @@ def test_sparse_gradients_are_measured_by_their_rows():
     assert_close(a, b)
 
 
+# ---- Refused steps, and settings that change around them ----
+
+
+def test_a_parameter_that_is_not_for_the_kernel_moves_where_its_group_does_not_clip():
+    """Though another group asks for norms, or its own for nonfinite numbers."""
+    for settings in {"nonfinite": "skip"}, {}:
+        w, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+        w.grad, half.grad = torch.ones(3), torch.ones(3, dtype=torch.bfloat16)
+        optimizer = ours.RMSprop([{"params": [w], "clip_norm": 0.1}, {"params": [half], **settings}])
+        for _ in range(2):
+            optimizer.step()
+        assert (half < -0.05).all()
+        assert (optimizer.state[half]["square_avg"] > 0).all()
+
+
+def test_settings_of_one_group_are_not_lost_when_those_of_another_are_refused():
+    a, b = parameters((3,), (3,))
+    optimizer = ours.RMSprop([{"params": [a]}, {"params": [b]}])
+    give_gradients([a, b])
+    for _ in range(2):
+        optimizer.step()
+    old = optimizer.param_groups[1]["lr"]
+    optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.0, None
+    with pytest.raises(TypeError):
+        optimizer.step()
+    optimizer.param_groups[1]["lr"] = old
+    before = a.detach().clone()
+    optimizer.step()
+    assert torch.equal(a, before)
+
+
+@pytest.mark.parametrize("name", ["square_avg", "momentum_buffer"])
+def test_state_of_another_shape_is_refused_before_anything_moves(name):
+    w, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    w.grad, half.grad = torch.ones(3), torch.ones(3, dtype=torch.bfloat16)
+    optimizer = ours.RMSprop([w, half], momentum=0.9)
+    optimizer.step()
+    optimizer.state[half][name] = torch.zeros(5, dtype=torch.bfloat16)
+    before = w.detach().clone()
+    with pytest.raises(RuntimeError, match=rf"parameter 1: {name} is .* of shape \(5,\)"):
+        optimizer.step()
+    assert torch.equal(w, before)
+    assert [optimizer.state[p]["step"].item() for p in (w, half)] == [1, 1]
+
+
+def test_a_refused_first_step_leaves_no_state():
+    (p,) = parameters((3,))
+    optimizer = ours.RMSprop([p], nonfinite="raise")
+    p.grad = torch.full((3,), float("nan"), dtype=p.dtype)
+    with pytest.raises(FloatingPointError):
+        optimizer.step()
+    assert optimizer.state_dict()["state"] == {}
+
+
+def test_a_complex_gradient_that_becomes_its_conjugate_in_place(looking):
+    a, b = twins(ours.RMSprop, ours.RMSprop, (4,), dtype=torch.complex128)
+    (p,), (q,) = params_of(a), params_of(b)
+    give_gradients([p], [q])
+    for step in range(4):
+        if step == 2:
+            p.grad.data = p.grad.conj()
+            q.grad = q.grad.conj().resolve_conj()
+        a.step()
+        b.step()
+    assert torch.equal(p, q)
+
+
+def test_a_skipped_step_and_an_unusual_gradient_do_not_cost_later_steps():
+    (p,) = parameters((3,))
+    optimizer = ours.RMSprop([p], nonfinite="skip")
+    usual, bad = torch.ones(3, dtype=p.dtype), torch.full((3,), float("inf"), dtype=p.dtype)
+    for gradient in usual, bad, usual, usual.to_sparse(1), usual, usual:
+        p.grad = gradient
+        optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert optimizer.state[p]["step"].item() == 5
+    assert optimizer._alone is not None
+
+
+def test_norms_of_numbers_whose_squares_overflow():
+    for view in (lambda x: x), (lambda x: torch._neg_view(-x)):  # the kernel's, and another's
+        p = torch.nn.Parameter(view(torch.ones(4, dtype=torch.float64)))
+        p.grad = torch.full((4,), 1e200, dtype=torch.float64)
+        optimizer = ours.RMSprop([p], clip_norm=1.0)
+        optimizer.step()
+        assert (p < 0.95).all()
+
+
+def test_parameters_in_another_sequence_than_a_list():
+    for make in tuple, torch.nn.ParameterList:
+        (p,) = parameters((3,))
+        optimizer = ours.RMSprop([p])
+        give_gradients([p])
+        optimizer.step()
+        optimizer.param_groups[0]["params"] = make([p])
+        optimizer.step()
+        assert optimizer.state[p]["step"].item() == 2
+
+
+def test_a_parameter_of_a_class_with_a_gradient_of_its_own():
+    class Own(torch.nn.Parameter):
+        @property
+        def grad(self):
+            return torch.ones(3)
+
+    p = Own(torch.zeros(3))
+    optimizer = ours.RMSprop([p])
+    for _ in range(3):
+        optimizer.step()
+    assert optimizer.state[p]["step"].item() == 3
+
+
 # ---- The package ----
 
 

@@ -17,7 +17,7 @@ from libc.string cimport memset
 from rmsfast._core.kernel cimport (
     CACHE_LINE, GRAD_AVG, MOMENTUM_BUFFER, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item, rmsfast_settings,
 )
-from rmsfast._core.memory cimport ALIGNED, WRITABLE, Memory, Span, folds, is_taken, reach_of
+from rmsfast._core.memory cimport ALIGNED, WRITABLE, Memory, Span, folds, is_taken, reach_of, same_form
 from rmsfast._core.ndarray cimport format_of, is_exact_array, show
 from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep, name_of, refuse
 from rmsfast._core.rows cimport SummedRows, turned
@@ -42,7 +42,7 @@ cdef int check_updatable(str name, cnp.ndarray a) except -1:
     """Refuse an array whose elements cannot be updated in place."""
     if not is_taken(format_of(a)):
         raise TypeError(f"{name}: dtype {(<object>a).dtype}, expected float32, float64, complex64 or complex128 in "
-                        f"native byte order: {name.partition('[')[0]}.astype('float32')")
+                        f"native byte order: {name}.astype('float32')")
     if not cnp.PyArray_ISWRITEABLE(a):
         raise ValueError(f"{name}: read-only, expected a writable array, because it is updated in place: np.array(x) "
                          "makes a copy that can be trained")
@@ -57,6 +57,7 @@ cdef int check_updatable(str name, cnp.ndarray a) except -1:
 
 cdef cnp.ndarray zeros_beside(cnp.ndarray w):
     """New zeros with w's dtype, shape and memory order, and its offset from a cache line."""
+    w = np.asarray(w)   # whatever a subclass says of these
     cdef cnp.ndarray memory = np.zeros(cnp.PyArray_NBYTES(w) + CACHE_LINE, np.uint8)
     shift = (<size_t>cnp.PyArray_DATA(w) - <size_t>cnp.PyArray_DATA(memory)) % CACHE_LINE
     flat = memory[shift:shift + cnp.PyArray_NBYTES(w)].view((<object>w).dtype)
@@ -114,7 +115,7 @@ cdef class ArrayPlan(Plan):
         for i in range(kept, len(self.params)):
             check_updatable(self.label("params", i), self.params[i])
         group_of = [g for g, group in enumerate(self.groups) for _ in group["params"]]
-        self.reserve(len(self.params), len(self.groups), sum([w.ndim for w in self.params]))
+        self.reserve(len(self.params), len(self.groups), sum([cnp.PyArray_NDIM(w) for w in self.params]))
         self.reaches = <Span *>calloc(self.count, sizeof(Span))
         axes = self.axes
         for i in range(self.count):
@@ -365,7 +366,8 @@ cdef class OneArray(Plan):
 
     cdef int aim(self, cnp.ndarray w, cnp.ndarray v, cnp.ndarray g) except -1:
         """Check the arrays, and point the item to them."""
-        cdef Memory shown
+        cdef Memory shown, other
+        cdef bint direct
         cdef Item *item = &self.items[0]
         cdef size_t nbytes, w_start, v_start
         check_updatable("w", w)
@@ -376,9 +378,10 @@ cdef class OneArray(Plan):
         if format_of(v) != shown.format:
             raise TypeError(f"v: dtype {(<object>v).dtype}, expected {name_of(shown.format)}, as w: "
                             "v.astype(w.dtype)")
-        if (<object>v).shape != (<object>w).shape:
+        show(v, &other)
+        if not same_form(&other, &self.records[0].shown, &direct):
             raise ValueError(f"v: shape {(<object>v).shape}, expected {(<object>w).shape}, as w")
-        if not (cnp.PyArray_IS_C_CONTIGUOUS(v) if item.c_order else cnp.PyArray_IS_F_CONTIGUOUS(v)):
+        if not direct and item.n > 0:
             raise ValueError("v: memory order differs, expected that of w: both arrays in C order, or both in Fortran "
                              "order")
         nbytes = item.n * item.itemsize

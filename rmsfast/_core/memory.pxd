@@ -4,9 +4,6 @@ NumPy and PyTorch are not known here. Functions that are used by several modules
 its own.
 """
 
-from cpython.object cimport PyObject
-
-
 cdef extern from "csrc/rmsfast.h" nogil:
     bint rmsfast_strides_into(Py_ssize_t start, Py_ssize_t stop, Py_ssize_t itemsize, int ndim,
                               const Py_ssize_t *shape, const Py_ssize_t *strides, Py_ssize_t unit)
@@ -68,6 +65,20 @@ cdef inline Py_ssize_t size_of(const Memory *memory) noexcept nogil:
     for axis in range(memory.ndim):
         size *= memory.shape[axis]
     return size
+
+
+cdef inline bint same_form(const Memory *seen, const Memory *shown, bint *direct) noexcept nogil:
+    """Whether an array has the shape of a parameter; and whether its elements lie as that one's."""
+    cdef int axis
+    direct[0] = True
+    if seen.ndim != shown.ndim:
+        return False
+    for axis in range(seen.ndim):
+        if seen.shape[axis] != shown.shape[axis]:
+            return False
+        if seen.strides[axis] != shown.strides[axis] and seen.shape[axis] != 1:
+            direct[0] = False
+    return True
 
 
 cdef inline Span reach_of(const Memory *memory) noexcept nogil:

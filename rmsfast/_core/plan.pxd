@@ -45,7 +45,7 @@ cdef struct Record:
     char *checked           # a gradient that lay here, as its parameter does, shared no memory …
     Py_ssize_t checked_at   # … when the spans had changed so often
     Memory shown            # how the front shows the parameter and its state; `data` says nothing
-    Py_ssize_t n_places     # 0: the kernel does not update this parameter
+    Py_ssize_t n_places     # of the next, that each step looks at
     Place places[PLACES]
     Py_ssize_t *axes        # from the slowest in memory to the fastest
     char *bound             # where the bound gradient was when it was bound
@@ -53,6 +53,7 @@ cdef struct Record:
     char *count             # a float32 or float64 that counts the steps, too, or NULL
     int count_format
     double squares          # of the gradient, …
+    double shrunk           # … after multiplication by 2 to the power SHRINK, where others measured it, …
     Py_ssize_t nonfinite    # … and its infinite and NaN numbers, where they were measured
     bint is_measured        # by somebody else, who updates the parameter
 

@@ -20,8 +20,8 @@ from rmsfast._core.kernel cimport (
     measure_item, put, work_line,
 )
 from rmsfast._core.memory cimport (
-    ALIGNED, COMPLEX64, COMPLEX128, FLOAT32, FLOAT64, MOST_AXES, is_dense, is_in_c_order, itemsize_of, reals_of,
-    shared_with, size_of,
+    ALIGNED, COMPLEX64, COMPLEX128, FLOAT32, FLOAT64, MOST_AXES, WRITABLE, is_dense, is_in_c_order, itemsize_of, reals_of,
+    same_form, shared_with, size_of,
 )
 from rmsfast._core.rows cimport SummedRows
 from rmsfast._core.threads cimport clock, record, team_for, tuning
@@ -98,8 +98,9 @@ cdef int refuse(Plan plan) except -1:
     cdef str expected = f"{name_of(shown.format)} of shape {shape_of(shown)}"
     if plan.fault == MOVED:
         w = <object>plan.records[i].places[0].owner
+        how = "" if plan.look(<PyObject *>w, &now) and now.flags & WRITABLE else "read-only "
         raise ValueError(f"{plan.label('params', i)}: resized or changed after it was given to the optimizer: now "
-                         f"{w.dtype} of shape {tuple(w.shape)}, expected the same memory, writable, as {expected}")
+                         f"{how}{w.dtype} of shape {tuple(w.shape)}, expected the same memory, writable, as {expected}")
     name = plan.label("grads", i)
     if plan.fault == WRONG_ROWS:
         raise ValueError(f"{name}: rows of another parameter, or moved since they were given, expected rows of "
@@ -125,7 +126,7 @@ cdef int refuse_nonfinite(Plan plan) except -1:
         item = &plan.items[i]
         record = &plan.records[i]
         if record.nonfinite > 0 and plan.settings[item.group].nonfinite == RMSFAST_RAISE:
-            of_all = "" if record.is_measured else f"of {item.gradient.active * item.reals} "
+            of_all = "of its " if record.is_measured else f"of {item.gradient.active * item.reals} "
             raise FloatingPointError(f"{plan.label('grads', i)}: {record.nonfinite} {of_all}numbers are infinite or "
                                      "NaN, expected finite numbers (nonfinite='raise')")
     return 0
@@ -140,20 +141,6 @@ cdef inline Py_ssize_t steps_of(const Record *record) noexcept:
         return record.steps
     steps = (<double *>record.count)[0] if record.count_format == FLOAT64 else (<float *>record.count)[0]
     return <Py_ssize_t>steps if 0 <= steps <= 2.0**53 else 0
-
-
-cdef inline bint same_form(const Memory *seen, const Memory *shown, bint *direct) noexcept:
-    """Whether an array has the shape of a parameter; and whether its elements lie as that one's."""
-    cdef int axis
-    direct[0] = True
-    if seen.ndim != shown.ndim:
-        return False
-    for axis in range(seen.ndim):
-        if seen.shape[axis] != shown.shape[axis]:
-            return False
-        if seen.strides[axis] != shown.strides[axis] and seen.shape[axis] != 1:
-            direct[0] = False
-    return True
 
 
 cdef inline bint is_unmoved(Plan plan, const Record *record, const Place *place) noexcept:
@@ -357,7 +344,8 @@ cdef class Plan:
     cdef Fault check(self) noexcept:
         """Look at every parameter and the gradients kept, and point the items to these.
 
-        No Python code runs here. What was looked at stays as it is until Python code does run.
+        No Python code runs here, but where PyTorch before 2.10 is asked through its methods. What was looked at stays
+        as it is until Python code does run.
         """
         cdef Py_ssize_t i, k, n_blocks = 0, plain = True
         cdef size_t end = 0
@@ -373,8 +361,8 @@ cdef class Plan:
         for i in range(self.count):
             item = &self.items[i]
             memset(&found, 0, sizeof(found))
+            found.clip_factor = 1
             if self.records[i].grad != NULL:
-                found.clip_factor = 1
                 if type_of(self.records[i].grad) == ROWS:
                     fault = check_rows(self, i, &found)
                 else:
@@ -540,7 +528,7 @@ cdef double norm_after_overflow(Plan plan, Py_ssize_t start, Py_ssize_t stop) no
     for i in range(start, stop):
         item = &plan.items[i]
         if plan.records[i].is_measured:
-            squares += ldexp(plan.records[i].squares, 2 * SHRINK)
+            squares += plan.records[i].shrunk
         if item.gradient.g == NULL:
             continue
         if item.dtype == RMSFAST_FLOAT64:

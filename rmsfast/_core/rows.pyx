@@ -35,7 +35,7 @@ cdef int MOST_ROWS = 2**31 - 1      # that one gradient has
 
 @cython.final
 cdef class SummedRows:
-    """The gradient of some rows of a parameter, each row once. Rows that were given more than once are added up.
+    r"""The gradient of some rows of a parameter, each row once. Rows that were given more than once are added up.
 
     Parameters
     ----------

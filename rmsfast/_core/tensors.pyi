@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from rmsfast._core.plan import Plan
@@ -30,6 +30,6 @@ class TensorPlan(Plan):
         state: Any,
         threads: int,
         grads: Sequence[Any | SummedRows | None] | None = None,
-        measured: Mapping[int, tuple[float, int]] | None = None,
+        measured: dict[int, tuple[float, float, int]] | None = None,
     ) -> bool | None: ...
     def factor(self, i: int) -> float: ...

@@ -238,8 +238,8 @@ cdef struct Native:
     # What this front keeps of a parameter.
     Use use
     bint has[STATE_ARRAYS]  # which state arrays there are; those of no elements have no memory
-    # The gradient that was asked last whether it stands for other numbers, and its memory. To ask takes 70 ns, so one
-    # with the same address and the same memory is not asked again. There is no reference to it: it may be gone.
+    # The real gradient that was asked last whether it stands for its negative, and its memory. To ask takes 70 ns, so
+    # one with the same address and the same memory is not asked again. There is no reference to it: it may be gone.
     PyObject *plain
     char *plain_data
 
@@ -288,6 +288,9 @@ cdef class TensorPlan(Plan):
         self.lock = lock
         self.groups = groups
         self.lists = [group["params"] for group in groups]
+        for params in self.lists:
+            if type(params) is not list:
+                raise TypeError(f"param_groups: params is a {type(params).__name__}, expected a list, as PyTorch makes it")
         self.seen = [None] * len(groups)
         self.volatile = [False] * len(groups)
         self.structs = [None] * len(groups)
@@ -298,7 +301,12 @@ cdef class TensorPlan(Plan):
         self.natives_kept = natives
         self.seen_states = [Seen(state[p]) if tensors else None for p, tensors in zip(self.params, natives)]
         self.ours = tuple([p for p, tensors in zip(self.params, natives) if tensors])
-        self.reserve(len(self.params), len(groups), sum([each[PARAM].dim() for each in natives if each]))
+        axes_in_all = 0
+        for tensors in natives:
+            if tensors:
+                self.see_now(tensors[PARAM], &shown)
+                axes_in_all += shown.ndim
+        self.reserve(len(self.params), len(groups), axes_in_all)
         self.natives = <Native *>calloc(self.count, sizeof(Native))
         axes = self.axes
         spans = []
@@ -308,13 +316,13 @@ cdef class TensorPlan(Plan):
             self.natives[i].use = IDLE if tensors is None else OURS if tensors else OTHERS
             if self.natives[i].use != OURS:
                 continue
-            see(<PyObject *>tensors[PARAM], &shown, &self.room)
+            self.see_now(tensors[PARAM], &shown)
             axes = self.describe(i, group_of[i], &shown, axes)
             for k in (PARAM, *range(PARAM)):    # the parameter first, because messages speak of it
                 tensor = tensors[k]
                 if tensor is None:
                     continue
-                see(<PyObject *>tensor, &shown, &self.room)
+                self.see_now(tensor, &shown)
                 self.watch(i, <PyObject *>tensor, &shown, k == STEP)
                 if k < STEP:
                     self.items[i].state[k] = shown.data
@@ -328,6 +336,12 @@ cdef class TensorPlan(Plan):
     def __dealloc__(self):
         PyMem_Free(self.natives)
 
+    cdef int see_now(self, tensor, Memory *shown) except -1:
+        """See a tensor that was found to be the kernel's."""
+        if not see(<PyObject *>tensor, shown, &self.room):
+            raise RuntimeError("a parameter or its state changed while the step was planned, expected it to stay")
+        return 0
+
     cdef bint look(self, PyObject *owner, Memory *seen) noexcept:
         return see(owner, seen, &self.room)
 
@@ -335,8 +349,8 @@ cdef class TensorPlan(Plan):
         """Take one step on the optimizer's groups and state, or raise and change nothing.
 
         `grads` has, for each parameter, a tensor with strided memory, a `SummedRows` or None. Without it, each
-        parameter's own `grad` is taken. `measured` has, by the index of a parameter that is not for the kernel, the sum
-        of the squares of its gradient and its count of nonfinite numbers, where settings ask for them.
+        parameter's own `grad` is taken. `measured` has, by the index of a parameter that is not for the kernel, what
+        `torch_tensors.measure` returned, where settings ask for it.
 
         Returns True if it was taken, and None if it was skipped because of nonfinite gradients. False, with nothing
         done, says that something is not as it was when the plan was made, or a gradient is unusual.
@@ -370,7 +384,7 @@ cdef class TensorPlan(Plan):
             self.lock.release()
 
     def factor(self, Py_ssize_t i):
-        """Return what the gradient of the i-th parameter was clipped by in the last step: what its norm asks for."""
+        """Return what the gradient of the i-th parameter was multiplied by in the last step, to clip a norm; 1 without."""
         return self.items[i].gradient.clip_factor
 
     cdef bint collect(self, list grads) except -1:
@@ -397,7 +411,7 @@ cdef class TensorPlan(Plan):
                 continue
             if native.use == IDLE or (type_of(<PyObject *>grad) != tensor_type and type(grad) is not SummedRows):
                 return False
-            if <PyObject *>grad != native.plain and not self.is_plain(i, grad):
+            if (<PyObject *>grad != native.plain or self.items[i].reals == 2) and not self.is_plain(i, grad):
                 return False
             keep(self, i, <PyObject *>grad)
         return True
@@ -440,10 +454,13 @@ cdef class TensorPlan(Plan):
         return asked
 
     cdef bint refresh(self) except -1:
-        """Read the settings of the groups that changed. False if they have other parameters now."""
+        """Read the settings of the groups that changed. False if they have other parameters now.
+
+        All are taken together, or none: where one raises, the next step reads them again.
+        """
         cdef Py_ssize_t g
         cdef Seen seen
-        cdef bint changed = False
+        cdef list read = []
         for g in range(len(self.seen)):
             seen = <Seen>self.seen[g]
             if seen is not None and seen.holds() and not self.volatile[g]:
@@ -452,11 +469,11 @@ cdef class TensorPlan(Plan):
             if group is None or group.get("params") is not self.lists[g]:
                 return False
             seen = Seen(group)
-            settings, self.volatile[g] = self.read_settings(group)
-            self.structs[g] = as_struct(settings)
-            self.seen[g] = seen
-            changed = True
-        if changed:
+            settings, is_volatile = self.read_settings(group)
+            read.append((g, seen, as_struct(settings), is_volatile))
+        for g, seen, struct, is_volatile in read:
+            self.seen[g], self.structs[g], self.volatile[g] = seen, struct, is_volatile
+        if read:
             self.take_settings(self.structs)
         return True
 
@@ -469,7 +486,7 @@ cdef class TensorPlan(Plan):
             found = None if measured is None else measured.get(i)
             self.records[i].is_measured = found is not None
             if found is not None:
-                self.records[i].squares, self.records[i].nonfinite = found
+                self.records[i].squares, self.records[i].shrunk, self.records[i].nonfinite = found
         return True
 
     cdef bint is_as_planned(self) noexcept:
