@@ -6,7 +6,7 @@
 
 #include "rmsfast.h"
 
-enum { N = 1021, ROWS = 300, WIDTH = 7 };
+enum { N = 1023, ROWS = 300, WIDTH = 7 };
 
 static uint64_t seed;
 
