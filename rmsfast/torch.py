@@ -454,7 +454,7 @@ class RMSprop(Optimizer):
                 natives[i] = natives[owner] = False
             if stop > farthest:
                 farthest, owner = stop, i
-        self._plan = _tensors.TensorPlan(self._lock, self.param_groups, self.state, natives, read_settings)
+        self._plan = _tensors.TensorPlan(self._lock, self.param_groups, self.state, natives, read_settings, self._plan)
         # A view refers to its base: PyTorch shows a tensor twice as fast to which C++ refers, too. Only step counts
         # have a view, because torch.utils.swap_tensors refuses tensors that others refer to.
         counts = [tensors[STEP] for tensors in natives if isinstance(tensors, tuple)]

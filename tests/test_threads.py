@@ -705,11 +705,14 @@ def test_each_kind_of_work_is_learned_from_whatever_the_gradients_look_like(tune
     for gradient, kind in (direct, "updating"), (turned, "gathering"), (rows, "gathering"):
         for _ in range(3):
             opt.step(gradient)
-        known = {name for name, _ in opt._front._learned()}
+        known = {name for name, _ in opt._front.plan._learned()}
         assert {kind, "measuring"} <= known
-    assert all(learned["step"] >= 2 for learned in opt._front._learned().values())
+    before = opt._front.plan._learned()
+    assert all(learned["step"] >= 2 for learned in before.values())
     other = rmsfast.RMSProp(np.ones_like(w), num_threads=2)
-    assert other._front._learned() == {}, "what is learned belongs to a plan"
+    assert other._front.plan._learned() == {}, "what is learned belongs to a plan"
+    opt.add_param_group({"params": np.ones(3)})
+    assert opt._front.plan._learned() == before, "and to the one that takes its place"
 
 
 @needs_openmp

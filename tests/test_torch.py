@@ -1407,6 +1407,20 @@ def test_sparse_gradients_are_measured_by_their_rows():
     assert_close(a, b)
 
 
+def test_a_new_plan_knows_what_the_one_before_has_learned():
+    (p,) = parameters((400, 400))
+    optimizer = ours.RMSprop([p], num_threads=2)
+    give_gradients([p])
+    for _ in range(4):
+        optimizer.step()
+    before, plan = optimizer._plan._learned(), optimizer._plan
+    assert before or not rmsfast.config()["openmp"] or rmsfast.config()["num_threads"] == 1
+    optimizer.param_groups[0]["momentum"] = 0.9  # needs a new plan, whose first step touches new memory
+    optimizer.step()
+    assert optimizer._plan is not plan
+    assert optimizer._plan._learned() == before
+
+
 # ---- Refused steps, and settings that change around them ----
 
 

@@ -92,6 +92,7 @@ cdef class Plan:
     cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, bint is_count) except -1
     cdef int take_spans(self, list found) except -1
     cdef int take_settings(self, list structs) except -1
+    cdef void learn_from(self, Plan older) noexcept
 
     # A step.
     cdef void let_go(self) noexcept

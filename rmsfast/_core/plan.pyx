@@ -13,7 +13,7 @@ cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_DECREF
 from libc.math cimport INFINITY, isinf, ldexp, pow, sqrt
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from rmsfast._core.kernel cimport (
     ITEM_COST, RMSFAST_FLOAT32, RMSFAST_FLOAT64, RMSFAST_PROPAGATE, RMSFAST_RAISE, asks_for_measures, blocks_of,
@@ -215,6 +215,16 @@ cdef Fault check_rows(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
 cdef class Plan:
     """The items, records and spans of some parameters, and a step on them. Its number of parameters never changes."""
 
+    def _learned(self):
+        """Return what is known of each kind of work, by its name and the logarithm of its bytes. For tests."""
+        cdef int kind, size
+        found = {}
+        for kind, name in enumerate(("updating", "gathering", "measuring")):
+            for size in range(SIZES):
+                if self.learned[kind][size] != NULL:
+                    found[name, size] = self.learned[kind][size][0]
+        return found
+
     def __dealloc__(self):
         cdef int kind, size
         PyMem_Free(self.items)
@@ -328,6 +338,11 @@ cdef class Plan:
         for i in range(self.count):
             self.items[i].correction = 1
         return 0
+
+    cdef void learn_from(self, Plan older) noexcept:
+        """Take over what the plan before this one has learned. No step may be running."""
+        memcpy(self.learned, older.learned, sizeof(self.learned))
+        memset(older.learned, 0, sizeof(self.learned))
 
     # ---- A step: check ----
 

@@ -12,7 +12,6 @@ class Flag:
 
 @final
 class Snapshot:
-    def _learned(self) -> dict[tuple[str, int], dict[str, Any]]: ...
     @property
     def plan(self) -> ArrayPlan: ...
     @property

@@ -12,7 +12,7 @@ from libc.math cimport INFINITY
 from rmsfast._core.arrays cimport ArrayPlan, zeros_beside
 from rmsfast._core.kernel cimport RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
 from rmsfast._core.memory cimport overlap
-from rmsfast._core.plan cimport FINE, MOVED, SIZES, refuse, refuse_nonfinite
+from rmsfast._core.plan cimport FINE, MOVED, refuse, refuse_nonfinite
 from rmsfast._core.threads cimport Lock, as_threads, most_threads
 
 import numpy as np
@@ -96,9 +96,12 @@ cdef class ArrayFront:
 
     def add_groups(self, list groups, bint single):
         """Take more groups with new state for their parameters, or raise and change nothing."""
+        cdef ArrayPlan plan
         self.begin()
         try:
-            self.plan = ArrayPlan(self.plan, groups, single)
+            plan = ArrayPlan(self.plan, groups, single)
+            plan.learn_from(self.plan)
+            self.plan = plan
             self.changed.up = True
         finally:
             self.lock.release()
@@ -227,16 +230,6 @@ cdef class ArrayFront:
         finally:
             plan.let_go()
             self.lock.release()
-
-    def _learned(self):
-        """Return what is known of each kind of work, by its name and the logarithm of its bytes. For tests."""
-        cdef int kind, size
-        found = {}
-        for kind, name in enumerate(("updating", "gathering", "measuring")):
-            for size in range(SIZES):
-                if self.plan.learned[kind][size] != NULL:
-                    found[name, size] = self.plan.learned[kind][size][0]
-        return found
 
     # ---- State, as of one moment ----
 

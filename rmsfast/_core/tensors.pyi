@@ -23,6 +23,7 @@ class TensorPlan(Plan):
         state: dict[Any, Any],
         natives: Sequence[tuple[Any, ...] | bool | None],
         read_settings: Callable[[dict[str, Any]], tuple[dict[str, Any], bool]],
+        older: TensorPlan | None,
     ) -> TensorPlan: ...
     def step(
         self,

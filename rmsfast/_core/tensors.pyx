@@ -263,6 +263,8 @@ cdef class TensorPlan(Plan):
     read_settings : callable
         Returns, from a group, a dict of the kernel's settings, and whether they may change without the group showing
         it.
+    older : TensorPlan or None
+        The plan before this one, from which it takes over what was learned about threads.
     """
     cdef Lock lock
     cdef list groups
@@ -281,7 +283,8 @@ cdef class TensorPlan(Plan):
     cdef bint all_active        # all of them have a gradient in this step
     cdef Room room
 
-    def __cinit__(self, Lock lock not None, list groups not None, state, list natives not None, read_settings):
+    def __cinit__(self, Lock lock not None, list groups not None, state, list natives not None, read_settings,
+                  TensorPlan older):
         cdef Py_ssize_t i, k
         cdef Py_ssize_t *axes
         cdef Memory shown
@@ -332,6 +335,10 @@ cdef class TensorPlan(Plan):
                     if stop > start:
                         spans.append((start, stop, OWNERS * i + (k + 1 if k < STEP else 0)))
         self.take_spans(spans)
+        if older is not None:
+            lock.acquire()
+            self.learn_from(older)
+            lock.release()
 
     def __dealloc__(self):
         PyMem_Free(self.natives)
