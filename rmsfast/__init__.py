@@ -5,7 +5,6 @@
 says what is installed.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ __all__ = ["RMSProp", "Rows", "config", "dialects", "get_num_threads", "referenc
 def __getattr__(name: str) -> Any:
     """Import `dialects` and `reference` when they are first asked for: most programs use neither."""
     if name in ("dialects", "reference"):
+        from importlib import import_module
+
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
