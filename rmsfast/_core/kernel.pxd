@@ -1,4 +1,4 @@
-"""What the loops work on: a line of items. There are pointers, lengths and settings here, and nobody's types.
+"""What the loops work on: a line of items. It has pointers, lengths and settings, and no types of NumPy or PyTorch.
 
 All parameters of a step form one line of elements. An item of it is one parameter with its state and its gradient.
 """

@@ -26,7 +26,7 @@ cdef enum Fault:
 cdef enum Kind:
     # Kinds of work, which take different times for the same bytes.
     UPDATING
-    GATHERING       # updating, where some gradient lies otherwise than its parameter
+    GATHERING       # updating, where some gradient lies otherwise than its parameter, or has some rows only
     MEASURING
     KINDS
 

@@ -2,7 +2,7 @@
 
 A front (`arrays.pyx`, `tensors.pyx`) derives its plan from `Plan`, and answers one question: where do a parameter, its
 state and its gradient lie, how, and who keeps them alive? The plan knows pointers, lengths, strides, types and
-settings. It has every check, and what one front has, the other has.
+settings. All checks are here, so both fronts have the same ones.
 
 In a step the front keeps a reference to each gradient (`keep`). `check` looks at everything and points the items to the
 gradients. `prepare` says what the threads do. `measure` finds norms and nonfinite numbers, where settings ask for them.

@@ -58,8 +58,8 @@ cdef double SETTLING_SECONDS = 1e-2, SHARED_CORE = 2
 cdef double DEAR_TO_MAKE = 4
 # If another plan lets the threads go that a try makes, it has so many steps to try the larger team as well.
 cdef int STEPS_TO_FOLLOW = 8
-# If another plan makes the threads again that this one's smaller team lets go, it has so many steps to think better of
-# it. Then they count as this plan's, at what a thread takes.
+# This plan's smaller team lets threads go, and another plan may have to make them again. For so many steps the other plan
+# can still change its size. After them, each such thread adds SECONDS_TO_MAKE to the time of this plan's steps.
 cdef int STEPS_TO_REPLY = 32
 cdef double SECONDS_TO_MAKE = 15e-6
 # A clock may show no time between two calls.

@@ -87,8 +87,8 @@ cdef class ArrayFront:
         self.loans = []
 
     cdef int begin(self) except -1:
-        """Wait for this optimizer's turn. Drop what a thread that a fork left behind held for its step, and read the
-        settings again, which it may have been at."""
+        """Take this optimizer's lock. If a fork cut off the thread that had it, drop the references to its gradients, and
+        have the settings read again, because that thread may have been changing them."""
         if self.lock.acquire():
             self.plan.let_go()
             self.changed.up = True

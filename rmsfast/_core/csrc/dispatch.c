@@ -67,8 +67,8 @@ enum { ELEMENTS = 1024, ROUNDS = 5 };
 /* Another root than the divider's has to take less than this of its time: what is measured is off by some percent. */
 static const double MOST = 0.95;
 
-/* ELEMENTS float32 or half as many float64, in L1, and a gap of 13 cache lines: a load waits for a store just before it to the
-   same place of another page. */
+/* ELEMENTS float32, or half as many float64. All arrays fit in L1. A gap of 13 cache lines follows each, because a load
+   waits for an earlier store to the same offset in another page. */
 typedef union {
     float of_float32[ELEMENTS + 208];
     double of_float64[ELEMENTS / 2 + 104];
