@@ -10,7 +10,7 @@ auditwheel repair --wheel-dir "$work/repaired" "$1"
 python -m wheel unpack --dest "$work" "$work"/repaired/*.whl
 root=$(ls -d "$work"/rmsfast-*)
 copies=("$root"/rmsfast.libs/libgomp-*)
-for extension in "$root"/rmsfast/*.so; do
+for extension in "$root"/rmsfast/_core/*.so; do
     patchelf --replace-needed "$(basename "${copies[0]}")" libgomp.so.1 "$extension"
 done
 mv "${copies[@]}" "$root/rmsfast.libs/libgomp.so.1"

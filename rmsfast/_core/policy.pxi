@@ -365,6 +365,7 @@ cdef void spend(Learned *learned, double pace) noexcept nogil:
         put_off(learned, learned.direction)
 
 
+@cython.final
 cdef class Policy:
     """What one kind of work of one plan has learned, for Python: the simulation and the tests."""
     cdef Learned learned
