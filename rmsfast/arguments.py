@@ -90,10 +90,10 @@ class Loan:
     """
 
     def __init__(self, label: str, owner: Any, place: tuple[int, int], bound: bool) -> None:
-        self.label = label
-        self.owner = owner
-        self.place = place
-        self.bound = bound
+        self.label: str = label
+        self.owner: Any = owner
+        self.place: tuple[int, int] = place
+        self.bound: bool = bound
 
     def check(self) -> None:
         """Raise if the memory has been moved or freed."""

@@ -20,10 +20,10 @@ class Number:
     def __init__(
         self, default: float | None, high: float = np.inf, above: bool = False, optional: bool = False
     ) -> None:
-        self.default = default
-        self.high = high
-        self.above = above
-        self.optional = optional
+        self.default: float | None = default
+        self.high: float = high
+        self.above: bool = above
+        self.optional: bool = optional
 
     def read(self, value: Any, label: str) -> Any:
         """Return the value as a float, or raise. Messages call it `label`."""
@@ -47,8 +47,8 @@ class Choice:
     """A setting that is one of a few values. The first is the default."""
 
     def __init__(self, *values: Any) -> None:
-        self.values = values
-        self.default = values[0]
+        self.values: tuple[Any, ...] = values
+        self.default: Any = values[0]
 
     def read(self, value: Any, label: str) -> Any:
         """Return the value, or raise. Messages call it `label`."""

@@ -236,7 +236,7 @@ class RMSprop(Optimizer):
         refuse(defaults)
         read_settings(defaults)
         self.num_threads = num_threads
-        self.skipped_steps = 0
+        self.skipped_steps: int = 0
         self._forget()
         super().__init__(params, defaults)
 
