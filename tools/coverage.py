@@ -74,6 +74,8 @@ def main():
         total = executed = 0
         for name, counts in sorted(files.items()):
             lines = dict(code_of(copy / name, counts))
+            if not lines:  # as in a file of declarations
+                continue
             missing = [number for number, count in lines.items() if count == 0]
             total, executed = total + len(lines), executed + len(lines) - len(missing)
             print(
