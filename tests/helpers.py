@@ -26,6 +26,10 @@ SETTINGS = {
     "clip_norm": None,
     "clip_global_norm": None,
     "nonfinite": "propagate",
+    "state_dtype": None,
+    "master_weights": False,
+    "rounding": "nearest",
+    "seed": 0,
 }
 
 # Constants with which threads share even a handful of elements, however long that takes them.

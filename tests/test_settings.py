@@ -249,7 +249,7 @@ def test_the_keys_of_a_group_are_fixed():
     with pytest.raises(ValueError, match="'params': cannot change once the group is made, expected settings alone"):
         group["params"] = []
     with pytest.raises(
-        ValueError, match=r"momentun: no such setting, expected one of lr, .*, nonfinite. Did you mean 'momentum'\?$"
+        ValueError, match=r"momentun: no such setting, expected one of lr, .*, seed. Did you mean 'momentum'\?$"
     ):
         group["momentun"] = 0.9
     with pytest.raises(TypeError, match="'lr': cannot be removed from a group, expected a new value"):
