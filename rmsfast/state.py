@@ -9,7 +9,7 @@ import numpy as np
 from rmsfast._core.plan import STATE_NAMES
 from rmsfast._core.steps import ArrayFront, Snapshot
 from rmsfast.arguments import as_array
-from rmsfast.settings import Array, as_float, as_settings, check_together, count_of, is_schedule
+from rmsfast.settings import SCHEDULED, Array, as_float, as_settings, check_together, count_of, is_own, is_schedule
 
 # The largest step count that can be loaded. PyTorch keeps counts as floats, and up to here each count is a float of its
 # own. The kernel's counter goes on from here for longer than any run.
@@ -27,9 +27,11 @@ def as_state_dict(taken: Snapshot) -> dict[str, Any]:
             for name in arrays_of(settings):
                 if name not in state[key]:  # the setting is new: the next step would begin with zeros
                     state[key][name] = np.zeros_like(state[key]["square_avg"])
-        if is_schedule(settings["lr"]):
-            del settings["lr"]
+        if any(is_schedule(settings[name]) for name in SCHEDULED):
             settings["step"] = taken.steps
+        for name in SCHEDULED:
+            if is_own(settings[name]):
+                del settings[name]
         groups.append({**settings, "params": keys})
     return {"state": state, "param_groups": groups}
 
@@ -76,8 +78,33 @@ def as_count(label: str, value: Any) -> int:
     return int(number)
 
 
-def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any, int | None]:
-    """Return the arguments of `ArrayFront.restore` from a state dict, or raise."""
+def check_schedule(label: str, here: Any, saved: Any, was_own: bool) -> None:
+    """Raise if a saved number would take the place of a schedule here, or a schedule that of another kind.
+
+    A schedule that `was_own`, the user's, was not saved.
+    """
+    if was_own:
+        if not is_schedule(here):
+            raise ValueError(
+                f"{label}: saved while it was a function of your own, which a file cannot hold, expected a function "
+                f"here, too, but this optimizer has {here!r}: set it to the function before you load, or load with "
+                "settings=False to keep the settings that are here"
+            )
+    elif is_own(here) if is_schedule(saved) and not is_own(saved) else is_schedule(here) and not is_schedule(saved):
+        raise ValueError(
+            f"{label}: {saved!r:.200}, expected {'a function of your own' if is_own(here) else 'a schedule'}, as this "
+            f"optimizer has {here!r:.200}: set it to the saved one before you load, or load with settings=False to "
+            "keep the settings that are here"
+        )
+
+
+def as_restored(
+    front: ArrayFront, state_dict: Any, with_settings: bool = True
+) -> tuple[Any, Any, Any, Any, int | None]:
+    """Return the arguments of `ArrayFront.restore` from a state dict, or raise.
+
+    Without settings, those that are here stay, and state that they need and the state dict lacks begins with zeros.
+    """
     plan, _ = front.state()
     groups, keys = plan.groups, plan.keys
     entries = part(state_dict, "state", Mapping)
@@ -93,8 +120,13 @@ def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any,
         if list(members) != expected:
             raise ValueError(f"param_groups[{i}]['params']: {list(members)!r:.200}, expected {expected!r:.200}")
         values = {key: value for key, value in group.items() if key not in ("params", "param_names", "step")}
-        settings.append(as_settings(values, f"param_groups[{i}][{{!r:.60}}]"))
-        complete = {**groups[i].settings(), **settings[i]}
+        settings.append(as_settings(values, f"param_groups[{i}][{{!r:.60}}]") if with_settings else {})
+        here = groups[i].settings()
+        for name in SCHEDULED if with_settings else ():
+            was_own = name not in values and "step" in group
+            label = f"param_groups[{i}][{name!r}]"
+            check_schedule(label, here[name], settings[i].get(name, here[name]), was_own)
+        complete = {**here, **settings[i]}
         check_together(complete, f"param_groups[{i}]: ")
         needed += [arrays_of(complete)] * len(expected)
         if "step" in group:
@@ -112,7 +144,9 @@ def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any,
         if surplus:
             raise ValueError(f"state[{key!r}][{surplus[0]!r:.60}]: no such state, expected step, {', '.join(names)}")
         steps.append(as_count(f"state[{key!r}]['step']", part(entry, "step", object, f"state[{key!r}]")))
-        arrays = {name: part(entry, name, object, f"state[{key!r}]") for name in (*names, *entry) if name != "step"}
+        required = names if with_settings else names[:1]
+        arrays = {name: part(entry, name, object, f"state[{key!r}]") for name in (*required, *entry) if name != "step"}
+        arrays |= {name: np.zeros(w.shape, w.dtype) for name in names if name not in arrays}
         states.append({name: as_like(f"state[{key!r}][{name!r}]", a, w) for name, a in arrays.items()})
     held = [group.held() for group in groups]
     return plan, steps, states, list(zip(held, settings, strict=True)), steps_taken
