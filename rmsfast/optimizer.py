@@ -33,13 +33,14 @@ class RMSProp(Settings):
 
     Parameters
     ----------
-    params : array, sequence or mapping of arrays, or sequence of groups
+    params : array, sequence, mapping or tree of arrays, or sequence of groups
         The arrays to train: float32, float64, complex64 or complex128, C- or F-contiguous, aligned, writable, of any
         shape, none sharing memory with another. A complex array is trained as its real and imaginary parts, side by
         side. An object that shares its memory by the buffer protocol, PyTorch's tensors, or, from NumPy 2.2 on, DLPack
         is taken as an array; its memory cannot be resized from then on, and a step refuses it if it was moved. A
-        mapping gives names. A group is a mapping with ``"params"`` and with its own settings for some of the keywords
-        below, except `num_threads`.
+        mapping gives names. In a tree of lists, tuples and mappings, such as ``[(W, b), …]`` or ``{"layers": [{"W": W,
+        "b": b}, …]}``, the names are paths, such as ``layers.0.W``. A group is a mapping with ``"params"`` and with its
+        own settings for some of the keywords below, except `num_threads`.
     lr : float or callable, default 1e-3
         The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step) and returns
         the rate. It is called once per step, while the optimizer is locked: it must not use the optimizer.
@@ -162,11 +163,12 @@ class RMSProp(Settings):
 
         Parameters
         ----------
-        grads : array, sequence or mapping of arrays
+        grads : array, sequence, mapping or tree of arrays
             The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout.
             Without this argument, the step uses those that `bind` remembers. A parameter whose gradient is None stays
-            as it is, and a mapping may omit names. With groups: one entry for each parameter, or for each group. No
-            gradient may share memory with a parameter or its state.
+            as it is, and so do all in a tree below a None. A mapping may omit names, with the same effect and one
+            warning. With groups: one entry for each parameter, or for each group. No gradient may share memory with a
+            parameter or its state.
             `Rows` instead of an array are the gradient of some rows alone. So is a SciPy sparse matrix in which each
             row is whole or empty.
         grad_scale : float, default 1
@@ -186,6 +188,12 @@ class RMSProp(Settings):
         FloatingPointError
             If a gradient has infinite or NaN elements and its group's `nonfinite` is "raise".
 
+        Warns
+        -----
+        UserWarning
+            The first time that a mapping omits names, with the names: a gradient that was forgotten would leave its
+            parameter as it is, unseen. Give None for one that you leave alone on purpose.
+
         Notes
         -----
         The step checks everything before it changes the first element. A call that raises has changed nothing.
@@ -198,7 +206,7 @@ class RMSProp(Settings):
 
         Parameters
         ----------
-        grads : array, sequence or mapping of arrays
+        grads : array, sequence, mapping or tree of arrays
             As for `step`, except `Rows`; or None, to forget them. The arrays must stay where they are. Call `bind`
             again after `add_param_group`.
 

@@ -267,7 +267,7 @@ class ParamGroup(MutableMapping[str, Any]):
         self._changed.put([self._settings], values)
 
     def check(self, values: Mapping[str, Any], label: str = "") -> None:
-        """Raise if these settings, each of which is in its range, do not fit the others. Messages start with `label`."""
+        """Raise if these settings, each in its range, do not fit the others. Messages begin with `label`."""
         start = self._settings["initial_square_avg"]
         if values.get("initial_square_avg", start) != start:
             raise ValueError(
@@ -294,6 +294,6 @@ class ParamGroup(MutableMapping[str, Any]):
         return f"{count_of(len(arrays), 'array')}, {count_of(sum(a.size for a in arrays), 'element')}, {listed}"
 
 
-def count_of(n: int, noun: str) -> str:
+def count_of(n: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, for a message."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return f"{n} {noun}" if n == 1 else f"{n} {plural or noun + 's'}"

@@ -95,7 +95,7 @@ def test_all_settings_are_in_the_file(tmp_path):
     opt.param_groups[0].update(
         lr=0.3, beta=0.5, eps=np.inf, momentum=0.1, clip_global_norm=None, clip_value=0.1, nonfinite="skip"
     )
-    opt.step({"w": np.full((3, 4), np.nan)})
+    opt.step({**dict.fromkeys(opt.state), "w": np.full((3, 4), np.nan)})
     opt.save(tmp_path / "run.npz")
     other, _ = make()
     other.load(tmp_path / "run.npz")

@@ -35,6 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array has been deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.* returned non-(int|float):DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Generating overly large repr"),
+    pytest.mark.filterwarnings("ignore:grads. no gradient of:UserWarning"),
 ]
 
 EXAMPLES = int(os.environ.get("RMSFAST_FUZZ", 0))

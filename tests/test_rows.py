@@ -182,7 +182,7 @@ def test_rows_of_what_has_none():
 def test_messages_name_the_parameter():
     opt = rmsfast.RMSProp({"a": np.ones(3), "table": np.ones((5, 3))})
     with pytest.raises(ValueError, match=r"^grads\['table'\].indices\[1\]: 7, expected a row from 0 to 4"):
-        opt.step({"table": rmsfast.Rows([1, 7], VALUES)})
+        opt.step({"a": None, "table": rmsfast.Rows([1, 7], VALUES)})
 
 
 def test_rows_beside_arrays_and_nothing(rng):
