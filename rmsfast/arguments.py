@@ -311,8 +311,8 @@ def check_length(tree: Any, name: str, label: str) -> None:
     for i, part in enumerate(path):
         if isinstance(tree, Mapping) and part in tree:
             tree = tree[part]
-        elif isinstance(tree, (list, tuple)) and part.isdecimal():
-            if int(part) >= len(tree):
+        elif isinstance(tree, (list, tuple)):
+            if not part.isdecimal() or int(part) >= len(tree):
                 where = f"{label}[{'.'.join(path[:i])!r}]" if i else label
                 raise ValueError(
                     f"{where}: {count_of(len(tree), 'entry', 'entries')}, expected more: a gradient or None for "

@@ -113,6 +113,11 @@ def test_a_name_that_a_mapping_lacks_is_said_once(cls, form):
     assert_same_bits(params["bias"], np.ones(2))
 
 
+def test_a_sequence_may_not_omit_names():
+    with pytest.raises(ValueError, match=r"^grads: 0 entries, expected more: a gradient or None for params\['w'\]"):
+        rmsfast.RMSProp({"w": np.ones(3)}).step([])
+
+
 def test_a_warning_that_is_an_error_changes_nothing():
     opt, params = trained("abc")
     before = [w.copy() for w in params], opt.state_dict()
@@ -209,6 +214,12 @@ def test_rows_and_none_in_a_tree():
         ([(ONE, ONE), {"tabel": ONE}], ValueError, "Did you mean '1.table'?"),
         ([(np.ones(5), ONE), None], ValueError, "grads['0.0']: shape (5,), expected (6,)"),
         ([(ONE, 1.0), None], TypeError, "grads['0.1']: float, expected a NumPy array"),
+        ([], ValueError, "grads: 0 entries, expected more: a gradient or None for params['0.0']"),
+        (
+            [(ONE, ONE), []],
+            ValueError,
+            "grads['1']: 0 entries, expected more: a gradient or None for params['1.table']",
+        ),
         ([ONE, ONE], ValueError, "grads: 2 gradients, expected 3: an array or None for each parameter"),
         ([(ONE, endless), None], ValueError, "grads: nested more than 64 deep, expected less"),
         ({0: None}, TypeError, "grads: 0 as a name, expected a str"),
