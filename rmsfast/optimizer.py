@@ -18,6 +18,7 @@ from rmsfast.settings import GRAD_SCALE, SWITCH, ParamGroup, as_settings, number
 from rmsfast.settings import SETTINGS as SETTINGS  # this and the next also for rmsfast.torch
 from rmsfast.settings import check_together as check_together
 from rmsfast.state import as_count, as_like, as_restored, as_state_dict
+from rmsfast.summary import summary
 
 
 class RMSProp(Settings):
@@ -456,8 +457,7 @@ class RMSProp(Settings):
         self.__dict__.update(state["attributes"])
 
     def __repr__(self) -> str:
-        groups = "".join(f"\n    {group!r}" for group in self._front.plan.groups)
-        return f"{type(self).__name__}({groups}\n)"
+        return summary(type(self).__name__, self._front)
 
 
 # What __setstate__ makes anew. All other attributes belong to a subclass.

@@ -288,10 +288,19 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         arrays = self._fixed["params"]
-        usual = {name: setting.default for name, setting in SETTINGS.items() if name not in ("lr", "beta", "eps")}
-        shown = [name for name, value in self._settings.items() if value != usual.get(name)]
-        listed = ", ".join(f"{name}={self._settings[name]!r}" for name in shown)
-        return f"{count_of(len(arrays), 'array')}, {count_of(sum(a.size for a in arrays), 'element')}, {listed}"
+        return f"{count_of(len(arrays), 'array')}, {elements_of(arrays)}, {self.listed()}"
+
+    def listed(self) -> str:
+        """Return lr, and each setting that differs from its default, as a call would have them."""
+        settings = self.settings()
+        shown = [name for name, value in settings.items() if name == "lr" or value != SETTINGS[name].default]
+        return ", ".join(f"{name}={settings[name]!r}" for name in shown)
+
+
+def elements_of(arrays: Sequence[Array]) -> str:
+    """Return how many elements some arrays have, as text."""
+    n = sum(a.size for a in arrays)
+    return f"{n:,} element{'' if n == 1 else 's'}"
 
 
 def count_of(n: int, noun: str, plural: str | None = None) -> str:
