@@ -178,7 +178,9 @@ def check_together(settings: Mapping[str, Any], label: str = "") -> None:
         )
     clips = [name for name in ("clip_value", "clip_norm", "clip_global_norm") if settings[name] is not None]
     if len(clips) > 1:
-        raise ValueError(f"{label}{' and '.join(clips)}: expected one of them at most: set the others to None")
+        raise ValueError(
+            f"{label}{' and '.join(clips)}: set together, expected one of them at most: set the others to None"
+        )
 
 
 def is_schedule(value: Any) -> bool:

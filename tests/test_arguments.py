@@ -12,6 +12,7 @@ from helpers import (
     GRADS,
     after_one_step,
     assert_same_bits,
+    assert_says_all,
     assert_unchanged,
     fleeting,
     misaligned,
@@ -231,6 +232,7 @@ def test_refused_trees_of_grads(grads, error, message):
     with pytest.raises(error) as caught:
         opt.step(grads)
     assert message in str(caught.value)
+    assert_says_all(caught.value)
     assert opt.steps == 0
     assert all((w == 1).all() for w in opt.param_groups[0]["params"])
 
@@ -580,7 +582,21 @@ def with_grad(i, g):
 
 REFUSED_GRADS = {
     "shape": (with_grad(0, np.ones((10, 5), np.float32)), ValueError, r"grads\[0\]: shape (10, 5), expected (5, 10)"),
-    "rank": (with_grad(1, np.ones((7, 1))), ValueError, "grads[1]: shape (7, 1), expected (7,)"),
+    "transposed": (
+        with_grad(0, np.ones((10, 5), np.float32)),
+        ValueError,
+        "grads[0]: shape (10, 5), expected (5, 10), as the parameter: g.T has it",
+    ),
+    "rank": (
+        with_grad(1, np.ones((7, 1))),
+        ValueError,
+        "grads[1]: shape (7, 1), expected (7,), as the parameter: g.reshape(w.shape) has it",
+    ),
+    "batch": (
+        with_grad(1, np.ones((32, 7))),
+        ValueError,
+        "grads[1]: shape (32, 7), expected (7,), as the parameter: g.sum(axis=0) has it, if the first",
+    ),
     "0-d": (with_grad(1, np.array(1.0)), ValueError, "grads[1]: shape (), expected (7,)"),
     "dtype": (with_grad(1, np.ones(7, np.float32)), TypeError, "grads[1]: dtype float32, expected float64, as the"),
     "integers": (with_grad(1, np.ones(7, int)), TypeError, "grads[1]: dtype int64, expected float64"),
@@ -642,27 +658,27 @@ REFUSED_GRADS = {
     "the parameter": (
         with_grad(0, lambda opt, params: params[0]),
         ValueError,
-        "grads[0]: shares memory with params[0]: pass a copy",
+        "grads[0]: shares memory with params[0], expected memory of its own: pass a copy",
     ),
     "another parameter": (
         with_grad(2, lambda opt, params: overlapping(params)),
         ValueError,
-        "grads[2]: shares memory with params[0]: pass a copy",
+        "grads[2]: shares memory with params[0], expected memory of its own: pass a copy",
     ),
     "state": (
         with_grad(1, lambda opt, params: opt.state[1]["square_avg"][::-1]),
         ValueError,
-        "grads[1]: shares memory with state[1]['square_avg']: pass a copy",
+        "grads[1]: shares memory with state[1]['square_avg'], expected memory of its own: pass a copy",
     ),
     "strided parameter": (
         with_grad(2, lambda opt, params: params[0][1:4, ::3]),
         ValueError,
-        "grads[2]: shares memory with params[0]: pass a copy",
+        "grads[2]: shares memory with params[0], expected memory of its own: pass a copy",
     ),
     "broadcast parameter": (
         with_grad(2, lambda opt, params: np.broadcast_to(params[0][4, 9:], (3, 4))),
         ValueError,
-        "grads[2]: shares memory with params[0]: pass a copy",
+        "grads[2]: shares memory with params[0], expected memory of its own: pass a copy",
     ),
 }
 
@@ -679,6 +695,7 @@ def test_refused_gradients_change_nothing(cls, make, error, message):
     with pytest.raises(error) as caught:
         opt.step(grads)
     assert message.replace("\\", "") in str(caught.value)
+    assert_says_all(caught.value)
     assert_unchanged(opt, params, before)
 
 
@@ -843,6 +860,7 @@ def test_refused_params(cls, make, error, message):
     with pytest.raises(error) as caught:
         cls(make())
     assert message in str(caught.value)
+    assert_says_all(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -901,7 +919,7 @@ REFUSED_UPDATES = {
         "v: memory order differs, expected that of w",
     ),
     "v in w": (two_in_one, ValueError, "v: shares memory with w"),
-    "g is w": (all_one, ValueError, "g: shares memory with w: pass a copy"),
+    "g is w": (all_one, ValueError, "g: shares memory with w, expected memory of its own: pass a copy"),
     "masked": (
         lambda: (np.ones(6), np.ma.ones(6), ONE),
         TypeError,
@@ -918,6 +936,7 @@ def test_refused_updates_change_nothing(update, make, error, message):
     with pytest.raises(error) as caught:
         update(*arrays)
     assert message in str(caught.value)
+    assert_says_all(caught.value)
     for a, b in zip(arrays, before, strict=True):
         assert np.array_equal(a, b)
 
@@ -992,7 +1011,9 @@ def test_shared_memory_is_found_as_numpy_finds_it(data):
     g = np.ndarray(shape, np.float32, memory, start, strides)
     opt = rmsfast.RMSProp([w])
     if np.shares_memory(w, g):
-        with pytest.raises(ValueError, match=r"grads\[0\]: shares memory with params\[0\]: pass a copy"):
+        with pytest.raises(
+            ValueError, match=r"grads\[0\]: shares memory with params\[0\], expected memory of its own: pass a copy"
+        ):
             opt.step([g])
         assert (memory == 1).all()
     else:

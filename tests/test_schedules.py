@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers import CLASSES, assert_same_bits, textbook
+from helpers import CLASSES, assert_same_bits, assert_says_all, textbook
 
 import rmsfast
 from rmsfast import schedules
@@ -151,6 +151,7 @@ def test_refused_schedules(make, error, message):
     with pytest.raises(error) as caught:
         make()
     assert str(caught.value).startswith(message)
+    assert_says_all(caught.value)
 
 
 # ---- In an optimizer ----
