@@ -17,11 +17,9 @@ try:
 except ModuleNotFoundError as _error:
     if _error.name != "rmsfast._core.kernel":
         raise
-    raise ImportError(
-        f"rmsfast: its compiled kernel is not in {__path__[0]}. If that is a checkout's source folder, it hides the "
-        "installed package: start Python in another folder (after `pip install .`), or build in place with "
-        "`pip install -e .`"
-    ) from None
+    from rmsfast.checkout import step_aside
+
+    step_aside(__path__[0])  # from here on, `rmsfast` is the installed package
 
 from rmsfast._core.threads import get_num_threads, set_num_threads, usable_threads
 from rmsfast.optimizer import RMSProp, rmsprop_update
