@@ -2,9 +2,9 @@
 
 A small network tells two spirals apart. The run has what makes it hard to go on: the data comes in a random order, noise
 is added to it, and the learning rate and the decay have schedules. After every epoch, `opt.save(path, extra=...)` keeps
-all of it in one file: parameters, averages, step counts, schedules, the state of the random generator, and the losses so
-far. A process that is killed while it saves leaves the file of the epoch before. Needs `pip install ".[demo]"`, takes
-five seconds, and saves a picture, resume.png, in the current folder.
+all of it in one file: parameters, averages, step counts, schedules, the state of the random generator and the losses. A
+process that is killed while it saves leaves the file of the epoch before. Needs `pip install ".[demo]"`, takes five
+seconds, and saves a picture, resume.png, in the current folder.
 """
 
 import random
