@@ -1,10 +1,10 @@
 """Train in a process that is killed at random times and started again, and end with the bits of a run without a stop.
 
-A small network tells two spirals apart. The run has what makes it hard to go on: the data comes in a random order, noise
-is added to it, and the learning rate and the decay have schedules. After every epoch, `opt.save(path, extra=...)` keeps
-all of it in one file: parameters, averages, step counts, schedules, the state of the random generator and the losses. A
-process that is killed while it saves leaves the file of the epoch before. Needs `pip install ".[demo]"`, takes five
-seconds, and saves a picture, resume.png, in the current folder.
+A small network tells two spirals apart. The run has what makes it hard to go on: the data comes in a random order, with
+noise added to it, and the learning rate and the decay have schedules. After every epoch, `opt.save(path, extra=...)`
+keeps all of it in one file: parameters, averages, step counts, schedules, the state of the random generator and the
+losses. A process that is killed while it saves leaves the file of the epoch before. Needs `pip install ".[demo]"`,
+takes five seconds, and saves a picture, resume.png, in the current folder.
 """
 
 import random

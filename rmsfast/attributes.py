@@ -10,6 +10,12 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Rate = float | Callable[[int], float]
 
+# What to do instead of a method that optimizers elsewhere have.
+METHODS = {
+    "zero_grad": ": the gradients are yours. opt.step(grads, zero_grads=True) sets them to zero",
+    "apply_gradients": ": opt.step(grads) takes the gradients in the form of params",
+}
+
 
 class Common(Generic[T]):
     """A setting as an attribute: it reads the value that all groups have, and sets the setting of each group."""
@@ -72,7 +78,7 @@ class Settings:
 
         def __getattr__(self, name: str) -> Any:
             check_attribute(name)
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{METHODS.get(name, '')}")
 
 
 def check_attribute(name: str) -> None:

@@ -61,6 +61,10 @@ def write(
     temporary = target.with_name(
         f".rmsfast.{secrets.token_hex(8)}.tmp"
     )  # independent of the target's name, which may be long
+    if not target.parent.exists():
+        raise FileNotFoundError(
+            errno.ENOENT, "no such folder, expected one that is there: make it first", str(target.parent)
+        )
     kept = None
     with contextlib.suppress(FileNotFoundError):
         kept = stat.S_IMODE(mode_of_file(target))

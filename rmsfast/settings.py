@@ -43,7 +43,12 @@ class Number:
         if number is not None and 0 <= number <= self.high and not (self.above and number == 0):
             return number
         error = TypeError if number is None else ValueError
-        raise error(f"{label}: {value!r:.60}, expected {self}")
+        remedy = ""
+        if isinstance(value, Mapping):
+            remedy = ": settings of a dialect are keywords, RMSProp(params, **settings)"
+        elif isinstance(value, type) and issubclass(value, Schedule):
+            remedy = f": rmsfast.schedules.{value.__name__}(...) makes a schedule"
+        raise error(f"{label}: {value!r:.60}, expected {self}{remedy}")
 
     def __str__(self) -> str:
         if self.high < np.inf:

@@ -433,6 +433,13 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, monkeypatch, mo
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of POSIX")
+def test_a_folder_that_is_not_there(tmp_path):
+    opt, _ = small_run()
+    with pytest.raises(FileNotFoundError, match="no such folder, expected one that is there: make it first") as caught:
+        opt.save(tmp_path / "runs" / "run.npz")
+    assert caught.value.filename == str(tmp_path / "runs")
+
+
 def test_the_longest_name(tmp_path):
     opt, _ = small_run()
     path = tmp_path / f"{'x' * 251}.npz"

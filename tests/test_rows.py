@@ -185,6 +185,24 @@ def test_messages_name_the_parameter():
         opt.step({"a": None, "table": rmsfast.Rows([1, 7], VALUES)})
 
 
+def test_indices_of_a_batch_and_masks_are_answered_with_the_form_that_is_taken():
+    table, ids = np.zeros((5, 3)), np.array([[1, 2], [2, 4]])
+    opt = rmsfast.RMSProp(table)
+    values = np.ones((2, 2, 3))
+    with pytest.raises(
+        ValueError, match=r"^grads.indices: shape \(2, 2\), expected one axis: Rows\(indices.reshape\(-1\), "
+    ):
+        opt.step(rmsfast.Rows(ids, values))
+    opt.step(rmsfast.Rows(ids.reshape(-1), values.reshape(-1, *table.shape[1:])))
+    assert table.any(axis=1).tolist() == [False, True, True, False, True]
+    mask = table.any(axis=1)
+    with pytest.raises(
+        TypeError, match=r"^grads.indices: dtype bool, expected integers: np.flatnonzero\(mask\) has them$"
+    ):
+        opt.step(rmsfast.Rows(mask, np.ones((3, 3))))
+    opt.step(rmsfast.Rows(np.flatnonzero(mask), np.ones((3, 3))))
+
+
 def test_rows_beside_arrays_and_nothing(rng):
     params = [np.ones(4), np.ones((5, 3)), np.ones(2)]
     opt = rmsfast.RMSProp(params, eps=1.0)

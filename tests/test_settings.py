@@ -230,6 +230,22 @@ def test_a_setting_with_a_slip_is_no_new_attribute():
         _ = opt.title
 
 
+@pytest.mark.parametrize("name", ["zero_grad", "apply_gradients"])
+def test_methods_of_other_optimizers_are_answered_with_ours(name):
+    opt = rmsfast.RMSProp(np.ones(3))
+    with pytest.raises(AttributeError, match=rf"^'RMSProp' object has no attribute '{name}': .*opt.step\(grads"):
+        getattr(opt, name)
+
+
+def test_a_dialect_or_a_class_is_no_rate():
+    with pytest.raises(
+        TypeError, match=r"expected a number ≥ 0: settings of a dialect are keywords, RMSProp\(params, \*\*"
+    ):
+        rmsfast.RMSProp(np.ones(3), rmsfast.dialects.keras())
+    with pytest.raises(TypeError, match=r"expected a number ≥ 0: rmsfast.schedules.cosine\(...\) makes a schedule$"):
+        rmsfast.RMSProp(np.ones(3), rmsfast.schedules.cosine)
+
+
 def test_the_number_of_steps_and_the_current_rate():
     w = np.ones(3)
     opt = rmsfast.RMSProp([w, np.ones(2)], lr=lambda step: 0.5**step)
