@@ -92,6 +92,16 @@ def test_the_readme(capsys):
     assert commands == 'pip install ".[demo]" && python examples/digits.py\npip install ".[test]" && pytest\n'
 
 
+def test_the_page_of_training(capsys):
+    """Its programs run, one after another, and print what their comments say."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    program = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    exec(program, {})
+    printed = [line for line in capsys.readouterr().out.splitlines() if line[0].isdecimal()]
+    assert printed == re.findall(r"# (\d.*)", program)
+    assert re.findall(r"^\| `(\w+)\(", text, re.MULTILINE) == list(rmsfast.schedules.KINDS)
+
+
 def test_the_page_of_variants():
     """Its program runs, and its table has every dialect."""
     text = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
