@@ -309,7 +309,7 @@ cdef class ArrayPlan(Plan):
                     found += 1
                     if not self.take(i, g):
                         return False
-            return found == PyDict_Size(grads)
+            return found == PyDict_Size(grads) and (found == self.count or self.may_omit)
         if PyList_CheckExact(grads) or PyTuple_CheckExact(grads):
             if PySequence_Fast_GET_SIZE(<PyObject *>grads) != self.count:
                 return False
