@@ -21,6 +21,7 @@ from torch.utils import _python_dispatch as modes
 from rmsfast._core import tensors as _tensors
 from rmsfast._core.rows import SummedRows
 from rmsfast._core.threads import Lock, check_num_threads
+from rmsfast.torch_backward import StepInBackward, step_in_backward
 from rmsfast.torch_groups import (
     OURS,
     TF_LIKE,
@@ -47,7 +48,7 @@ from rmsfast.torch_tensors import (
     update,
 )
 
-__all__ = ["RMSprop", "RMSpropTFLike", "from_native", "to_native"]
+__all__ = ["RMSprop", "RMSpropTFLike", "from_native", "step_in_backward", "to_native"]
 
 profiler_enabled = torch._C._autograd._profiler_enabled
 
@@ -131,7 +132,7 @@ class RMSprop(torch.optim.RMSprop):
     """
 
     _rule = OURS  # what a saved group means where it says nothing of a setting of ours
-
+    _backward: StepInBackward | None = None  # what updates the parameters in the place of `step`
 
     def __init__(
         self,
@@ -227,6 +228,9 @@ class RMSprop(torch.optim.RMSprop):
             refuse(param_group)
             read_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        if self._backward is not None:
+            for p in self.param_groups[-1]["params"]:
+                self._backward.watch(p)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_num_threads": self.num_threads, "skipped_steps": self.skipped_steps}
@@ -274,6 +278,9 @@ class RMSprop(torch.optim.RMSprop):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._backward is not None:
+            self._backward.step()
+            return loss
         threads = self._num_threads or torch.get_num_threads()
         plan = self._alone
         taken: bool | None = False
@@ -284,6 +291,30 @@ class RMSprop(torch.optim.RMSprop):
         elif not taken:
             self._step_anew(threads)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients; see `torch.optim.Optimizer`. After `step_in_backward` there are none as a rule."""
+        if self._backward is None:
+            super().zero_grad(set_to_none)
+        elif self._backward.forget_gradients():
+            super().zero_grad()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `step` unscales gradients itself, as `torch.amp.GradScaler` asks before it does."""
+        if self._backward is not None:
+            raise RuntimeError(
+                "GradScaler: the parameters were updated in backward, by gradients that were scaled, expected no "
+                "scaling after step_in_backward: GradScaler(enabled=False), or remove() of its handle"
+            )
+        return False
+
+    def _optimizer_of(self, p: Tensor, group: Entry) -> "RMSprop":
+        """Return an optimizer of one parameter alone, with the settings of its group, and its state."""
+        alone = RMSprop([{**{name: value for name, value in group.items() if name != "param_names"}, "params": [p]}])
+        if p in self.state:
+            alone.state[p] = self.state[p]
+        return alone
 
     _observed_step = Optimizer.profile_hook_step(_step)  # with hooks and, for the profiler, a name
 

@@ -209,8 +209,8 @@ cdef class Seen:
         self.mapping = mapping
         self.pairs = tuple([each for pair in mapping.items() for each in pair])
 
-    cdef bint holds(self) noexcept:
-        """Whether it still has the same objects, in the same order."""
+    cpdef bint holds(self) noexcept:
+        """Return whether it still has the same objects, in the same order."""
         cdef PyObject *key
         cdef PyObject *value
         cdef Py_ssize_t place = 0, k = 0
