@@ -44,6 +44,7 @@ from rmsfast.torch_tensors import (
     is_distributed,
     kind_of,
     measure,
+    opaque,
     step_tensor,
     update,
 )
@@ -271,6 +272,7 @@ class RMSprop(torch.optim.RMSprop):
             return self._observed_step() if closure is None else self._observed_step(closure)
         return self._step(closure)
 
+    step = opaque(step)
     step.hooked = True  # type: ignore[attr-defined]  # the base class would wrap it, which costs 20 µs
 
     def _step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
@@ -292,6 +294,7 @@ class RMSprop(torch.optim.RMSprop):
             self._step_anew(threads)
         return loss
 
+    @opaque
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; see `torch.optim.Optimizer`. After `step_in_backward` there are none as a rule."""
         if self._backward is None:
