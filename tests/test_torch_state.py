@@ -92,6 +92,18 @@ def test_settings_of_a_group_can_be_set_where_it_has_none():
     assert settings_of(optimizer) == {**PYTORCHS, "lr": 0.1, "clip_value": 1e-300}
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["the kernel's", "another"])
+def test_a_group_is_exchanged_while_its_rate_is_a_tensor(dtype):
+    p = torch.nn.Parameter(torch.zeros(2, dtype=dtype))
+    optimizer = ours.RMSprop([p], lr=torch.tensor(0.5), alpha=0.0)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    optimizer.param_groups[0] = {**optimizer.param_groups[0], "lr": 2.0}
+    optimizer.step()
+    assert p.tolist() == pytest.approx([-3.0, -3.0])
+
+
 def test_an_optimizer_is_one_of_pytorchs_rmsprop():
     for cls in ours.RMSprop, ours.RMSpropTFLike:
         assert isinstance(make(cls)[1], Theirs)

@@ -473,7 +473,7 @@ cdef class TensorPlan(Plan):
             if seen is not None and seen.holds() and not self.volatile[g]:
                 continue
             group = self.groups[g] if g < len(self.groups) else None
-            if group is None or group.get("params") is not self.lists[g]:
+            if group is None or group.get("params") is not self.lists[g] or (seen is not None and seen.mapping is not group):
                 return False
             seen = Seen(group)
             settings, is_volatile = self.read_settings(group)
