@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from rmsfast._core import steps
-from rmsfast._core.formats import is_half
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -235,14 +234,15 @@ def check_together(settings: Mapping[str, Any], label: str = "") -> None:
         )
 
 
-def check_formats(settings: Mapping[str, Any], arrays: Sequence[Array], label: str = "") -> None:
+def check_formats(settings: Mapping[str, Any], parameters: Sequence[Any], label: str = "") -> None:
     """Raise if a group asks for masters or for stochastic rounding and has no parameter that is rounded.
 
-    Messages begin with `label`.
+    The parameters are arrays or tensors. Messages begin with `label`.
     """
-    if len(arrays) == 0 or any(is_half(array.dtype) for array in arrays):
+    names = sorted({str(w.dtype).removeprefix("torch.") for w in parameters})
+    if not names or "float16" in names or "bfloat16" in names:
         return
-    dtypes = ", ".join(sorted({str(array.dtype) for array in arrays}))
+    dtypes = ", ".join(names)
     expected = f"with {dtypes} parameters, expected float16 or bfloat16 among them"
     if settings["master_weights"]:
         raise ValueError(f"{label}master_weights: True {expected}: parameters of {dtypes} are their own masters")

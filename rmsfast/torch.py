@@ -18,9 +18,12 @@ from torch.optim import optimizer as base
 from torch.optim.optimizer import Optimizer
 from torch.utils import _python_dispatch as modes
 
+from rmsfast import torch_formats as formats
 from rmsfast._core import tensors as _tensors
+from rmsfast._core.plan import STATE_NAMES
 from rmsfast._core.rows import SummedRows
 from rmsfast._core.threads import Lock, check_num_threads
+from rmsfast.settings import SETTINGS, check_formats
 from rmsfast.torch_backward import StepInBackward, step_in_backward
 from rmsfast.torch_groups import (
     OURS,
@@ -72,8 +75,8 @@ class RMSprop(torch.optim.RMSprop):
     Parameters
     ----------
     params : iterable of tensors, of pairs of names and tensors, or of dicts
-        The parameters, or groups of them. The kernel takes float32, float64, complex64 and complex128 on the CPU, in
-        any dense layout, and shards of them (DTensor); all others go through the same rule in PyTorch's operations. A
+        The parameters, or groups of them. The kernel takes float32, float64, complex64, complex128, float16 and bfloat16
+        on the CPU, in any dense layout, and shards of them (DTensor); all others go through the same rule in PyTorch's operations. A
         sparse gradient updates the rows that it has, and leaves all others, and their state, alone.
     lr : float or tensor of one element, default 1e-2
         The learning rate.
@@ -93,6 +96,9 @@ class RMSprop(torch.optim.RMSprop):
         As those of `rmsfast.RMSProp`, in the same pass as the step. They are settings of groups, too. The global norm
         is that of the gradients of all parameters that the optimizer has. The gradients themselves stay as they are. A
         DTensor allows `clip_value` alone: the others would need the gradients of other processes.
+    state_dtype, master_weights, rounding, seed
+        As those of `rmsfast.RMSProp`: how the state and low-precision parameters are stored. They are settings of groups,
+        too. Only for dense tensors on the CPU. Without `state_dtype`, a float16 or bfloat16 parameter has float32 state.
     num_threads : int, optional
         The most threads that a step may use. Without it, ``torch.get_num_threads()`` says.
 
@@ -159,6 +165,10 @@ class RMSprop(torch.optim.RMSprop):
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: Any = None,
+        master_weights: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         num_threads: int | None = None,
     ) -> None:
         if isinstance(lr, Tensor) and lr.numel() != 1:
@@ -194,6 +204,10 @@ class RMSprop(torch.optim.RMSprop):
             "clip_norm": clip_norm,
             "clip_global_norm": clip_global_norm,
             "nonfinite": nonfinite,
+            "state_dtype": SETTINGS["state_dtype"].read(state_dtype, "state_dtype"),
+            "master_weights": master_weights,
+            "rounding": rounding,
+            "seed": seed,
         }
         refuse(settings)
         read_settings(settings)
@@ -229,6 +243,12 @@ class RMSprop(torch.optim.RMSprop):
             refuse(param_group)
             read_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        try:
+            check_formats(read_settings(added)[0], added["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
         if self._backward is not None:
             for p in self.param_groups[-1]["params"]:
                 self._backward.watch(p)
@@ -242,6 +262,23 @@ class RMSprop(torch.optim.RMSprop):
         self.__dict__.setdefault("_num_threads", None)
         self.__dict__.setdefault("skipped_steps", 0)
         self._forget()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved state; see `torch.optim.Optimizer`. State keeps its own dtype until the next step."""
+        loaded: list[dict[str, Any]] = []
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: loaded.append(given))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        # PyTorch made all floating state the parameter's dtype. What is stored in another lost its precision, or worse.
+        packed = [index for group in loaded[-1]["param_groups"] for index in group["params"]]
+        for index, p in zip(packed, (p for group in self.param_groups for p in group["params"]), strict=True):
+            for name, value in loaded[-1]["state"].get(index, {}).items():
+                if p.device.type != "cpu" or name not in STATE_NAMES or not torch.is_tensor(value):
+                    continue
+                if value.dtype != self.state[p][name].dtype:
+                    self.state[p][name] = value.detach().to(p.device, copy=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the settings, which `torch.optim.RMSprop` loads as well; see `torch.optim.Optimizer`."""
@@ -410,7 +447,10 @@ class RMSprop(torch.optim.RMSprop):
         if "square_avg" not in entry:
             start = float(setting_of(group, "initial_square_avg"))
             value = complex(start, start) if p.is_complex() else start
-            entry["square_avg"] = torch.full_like(p, value, memory_format=torch.preserve_format, requires_grad=False)
+            dtype = torch.float32 if p.dtype in formats.HALF and p.device.type == "cpu" else p.dtype
+            entry["square_avg"] = torch.full_like(
+                p, value, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
+            )
         for name, wanted in (("momentum_buffer", group["momentum"] > 0), ("grad_avg", group["centered"])):
             if wanted and name not in entry:
                 entry[name] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
@@ -437,7 +477,9 @@ class RMSprop(torch.optim.RMSprop):
                 natives.append(None)
                 continue
             check_memory(p)
-            tensors = None if by_operations else as_native(p, self._state_of(p, group))
+            settings, _ = read_settings(group)
+            tensors = None if by_operations else as_native(p, self._state_of(p, group), settings)
+            formats.check(p, i, settings, tensors is not None)
             natives.append(tensors or False)
             places = [_tensors.memory_of(t) for k, t in enumerate(tensors or ()) if t is not None and k != STEP]
             memory += [(*place, i) for place in places if place and place[0] < place[1]]
@@ -474,7 +516,7 @@ class RMSpropTFLike(RMSprop):
         As for `RMSprop`, with True and 1.0 for defaults.
     lr_in_momentum, decoupled_weight_decay, nesterov, bias_correction
         As for `RMSprop`.
-    clip_value, clip_norm, clip_global_norm, nonfinite, num_threads
+    clip_value, clip_norm, clip_global_norm, nonfinite, state_dtype, master_weights, rounding, seed, num_threads
         As for `RMSprop`.
 
     Notes
@@ -513,6 +555,10 @@ class RMSpropTFLike(RMSprop):
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: Any = None,
+        master_weights: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         num_threads: int | None = None,
     ) -> None:
         super().__init__(
@@ -537,5 +583,9 @@ class RMSpropTFLike(RMSprop):
             clip_norm=clip_norm,
             clip_global_norm=clip_global_norm,
             nonfinite=nonfinite,
+            state_dtype=state_dtype,
+            master_weights=master_weights,
+            rounding=rounding,
+            seed=seed,
             num_threads=num_threads,
         )

@@ -21,6 +21,10 @@ OURS: dict[str, Any] = {
     "clip_norm": None,
     "clip_global_norm": None,
     "nonfinite": "propagate",
+    "state_dtype": None,
+    "master_weights": False,
+    "rounding": "nearest",
+    "seed": 0,
 }
 # The same for the rule of TensorFlow 1, as Stable-Baselines3 and timm have it.
 TF_LIKE: dict[str, Any] = {**OURS, "eps_inside_sqrt": True, "initial_square_avg": 1.0}
@@ -41,7 +45,7 @@ TIMMS = {
 NATIVE_NAMES = {"alpha": "beta"}
 NUMBERS = ("lr", "alpha", "eps", "weight_decay", "momentum", "initial_square_avg")
 SWITCHES = ("centered", "maximize", *(name for name, value in OURS.items() if value is False))
-CHECKED = ("clip_value", "clip_norm", "clip_global_norm", "nonfinite")
+CHECKED = ("clip_value", "clip_norm", "clip_global_norm", "nonfinite", "state_dtype", "rounding", "seed")
 # What looks the same while its value changes, as a tensor that is a learning rate.
 FIXED = (float, int, bool, str, type(None))
 

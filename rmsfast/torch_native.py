@@ -80,7 +80,7 @@ def from_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         for index, key in zip(indices, keys, strict=True):
             entry = state_dict["state"][key]
             state[index] = {"step": step_tensor(entry["step"])} | {
-                name: torch.tensor(entry[name]) for name in STATE_NAMES if name in entry
+                name: as_tensor(entry[name]) for name in STATE_NAMES if name in entry
             }
     return {"state": state, "param_groups": groups}
 
@@ -89,4 +89,14 @@ def as_numpy(label: str, tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
     """Return a copy of a tensor as an array."""
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{label}: {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
-    return tensor.detach().cpu().resolve_conj().resolve_neg().numpy().copy()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16).copy()
+    return tensor.numpy().copy()
+
+
+def as_tensor(array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+    """Return a copy of an array of the state as a tensor. A bfloat16 is NumPy's uint16, or of a dtype that NumPy has not."""
+    if array.dtype == np.uint16 or array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.tensor(array)

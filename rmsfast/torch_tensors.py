@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rmsfast import torch_formats as formats
 from rmsfast._core import tensors as _tensors
 from rmsfast._core.plan import STATE_NAMES
 from rmsfast._core.rows import SummedRows
+from rmsfast.state import NUMBERS
 
 Entry = dict[str, Any]
 
@@ -46,6 +48,10 @@ DTYPES = {  # DLPack's code and bits
     torch.float64: (2, 64),
     torch.complex64: (5, 64),
     torch.complex128: (5, 128),
+    torch.float16: (2, 16),
+    torch.bfloat16: (4, 16),
+    torch.uint8: (1, 8),  # this and the next are of state alone
+    torch.int16: (0, 16),
 }
 PLAIN = (Tensor, torch.nn.Parameter)
 STEP = len(STATE_NAMES)  # where a parameter's step count stands among its tensors
@@ -129,7 +135,7 @@ def check_others(others: Iterable[tuple[int, Tensor, Tensor, Entry, Any]]) -> No
             )
         if p.layout is torch.strided and type(p) in PLAIN and torch._debug_has_internal_overlap(p) == 1:
             raise RuntimeError(f"parameter {i}: its elements share memory, expected memory of their own: p.clone()")
-        for name in STATE_NAMES:
+        for name in NUMBERS:
             value = entry.get(name, p)
             if value.shape != p.shape or value.is_complex() != p.is_complex() or value.device != p.device:
                 raise RuntimeError(
@@ -151,15 +157,21 @@ def is_lazy(tensor: Tensor) -> bool:
     return tensor.is_conj() or tensor.is_neg()
 
 
-def as_native(p: Tensor, entry: Entry) -> tuple[Tensor | None, ...] | None:
+def as_native(p: Tensor, entry: Entry, settings: Mapping[str, Any]) -> tuple[Tensor | None, ...] | None:
     """Return the tensors of a parameter as `TensorPlan` wants them, or None if the kernel does not take it.
 
-    State that lies otherwise than the parameter is replaced by state that lies as it does.
+    State that lies otherwise than the parameter, or that is stored otherwise than the settings say, is replaced.
     """
     mine = local(p)
     if mine is None or p.is_inference() or is_lazy(mine) or _tensors.memory_of(mine) is None:
         return None
+    if mine.dtype in (torch.uint8, torch.int16):
+        return None
     if not _tensors.is_step(entry["step"]) or entry["step"].is_inference():
+        return None
+    if mine is p:
+        formats.bring_in_form(p, entry, settings)
+    elif formats.wants(mine, settings):
         return None
     tensors: list[Tensor | None] = []
     for name in STATE_NAMES:
@@ -168,7 +180,11 @@ def as_native(p: Tensor, entry: Entry) -> tuple[Tensor | None, ...] | None:
             tensors.append(None)
             continue
         part = local(value)
-        if part is None or part.dtype != mine.dtype or part.shape != mine.shape or part.device != mine.device:
+        if name.endswith("_scale") and part is value and _tensors.memory_of(part) is not None:
+            tensors.append(part)
+            continue
+        dtype = formats.dtype_of(name, mine, settings)
+        if part is None or part.dtype != dtype or part.shape != mine.shape or part.device != mine.device:
             return None
         if part.is_inference() or is_lazy(part):
             return None
@@ -176,7 +192,7 @@ def as_native(p: Tensor, entry: Entry) -> tuple[Tensor | None, ...] | None:
         if part.stride() != mine.stride() or _tensors.memory_of(part) is None:
             if part is not value:
                 return None
-            part = entry[name] = torch.empty_like(mine, requires_grad=False).copy_(value)
+            part = entry[name] = torch.empty_like(mine, dtype=dtype, requires_grad=False).copy_(value)
         tensors.append(part)
     return (*tensors, entry["step"], mine)
 
@@ -192,8 +208,10 @@ def as_gradient(p: Tensor, grad: Tensor) -> Tensor | SummedRows | None:
         raise RuntimeError(f"a gradient of shape {tuple(mine.shape)}, expected {tuple(w.shape)}, as its parameter")
     if mine.layout is torch.sparse_coo and mine.sparse_dim() == 1 and w.stride() == strides_in_c_order(w):
         indices = mine._indices()[0].numpy()
-        values = mine._values().resolve_conj().resolve_neg().to(w.dtype)
-        return SummedRows("grad", np.from_dlpack(w.detach()), indices, values.numpy())
+        values = mine._values().resolve_conj().resolve_neg()
+        if w.dtype in formats.HALF:  # of the parameter, only the form matters
+            return SummedRows("grad", np.empty(w.shape, np.float32), indices, values.float().numpy())
+        return SummedRows("grad", np.from_dlpack(w.detach()), indices, values.to(w.dtype).numpy())
     if mine.layout is not torch.strided:
         return None
     check_memory(mine)
@@ -244,7 +262,7 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], f
         update(part, grad, entry, settings, factor)
         p.copy_(part)
         return
-    names = [name for name in STATE_NAMES if name in entry]
+    names = [name for name in NUMBERS if name in entry]
     if grad.layout is torch.sparse_coo and grad.sparse_dim() > 0:
         grad = grad.coalesce()
         place = tuple(grad.indices())

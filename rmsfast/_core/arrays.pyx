@@ -15,15 +15,14 @@ from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
-    CACHE_LINE, MASTER, NUMBERS, REMAINDER, RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_MASTERED,
-    RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SIGNED8, RMSFAST_SPLIT, RMSFAST_UNSIGNED8, SQUARE_AVG, STATE_ARRAYS, Item,
-    Storage, rmsfast_settings,
+    CACHE_LINE, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item, Storage,
+    rmsfast_settings,
 )
 from rmsfast._core.memory cimport (
-    ALIGNED, BFLOAT16, FLOAT16, FLOAT32, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
+    ALIGNED, BFLOAT16, FLOAT16, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
 )
 from rmsfast._core.ndarray cimport format_of, is_exact_array, show
-from rmsfast._core.plan cimport COPY, FINE, OWNERS, Plan, as_struct, calloc, keep, name_of, refuse
+from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep, name_of, refuse, stored_as
 from rmsfast._core.rows cimport SummedRows, turned
 from rmsfast._core.threads cimport as_threads, most_threads
 
@@ -119,11 +118,6 @@ cdef bint shares_memory(g, h) except -1:
         return np.shares_memory(memory_of(<PyObject *>g), memory_of(<PyObject *>h), max_work=10_000)
     except np.exceptions.TooHardError:
         return True
-
-
-cdef int half_of(int format) noexcept:
-    """What the loops call a format of 16 bits; all others are stored as they are."""
-    return RMSFAST_FLOAT16 if format == FLOAT16 else RMSFAST_BFLOAT16 if format == BFLOAT16 else RMSFAST_AS_THEY_ARE
 
 
 # ---- The plan ----
@@ -262,27 +256,19 @@ cdef class ArrayPlan(Plan):
     cdef int point(self) except -1:
         """Point the items to the arrays of the state and to copies, and say how the numbers in them are stored."""
         cdef Py_ssize_t i, k
-        cdef int w, v
-        cdef Item *item
+        cdef int v
         cdef Storage *storage
         for i in range(self.count):
-            item = &self.items[i]
             state, copy = self.states[i], self.copies[i] if self.copies else None
             for k, a in enumerate(state):
-                item.state[k] = NULL if a is None else <char *>cnp.PyArray_DATA(a)
-            w, v = self.records[i].shown.format, format_of(state[SQUARE_AVG])
-            if copy is None and not is_half(w) and v not in (UINT8, UINT16, BFLOAT16):
-                item.storage = NULL
+                self.items[i].state[k] = NULL if a is None else <char *>cnp.PyArray_DATA(a)
+            v = format_of(state[SQUARE_AVG])
+            if copy is None and not is_half(self.records[i].shown.format) and v not in (UINT8, UINT16, BFLOAT16):
+                self.items[i].storage = NULL
                 continue
-            storage = self.store(i)
-            storage.w = (RMSFAST_SPLIT if state[REMAINDER] is not None else RMSFAST_MASTERED if state[MASTER] is not None
-                         else half_of(w))
-            for k in range(NUMBERS):
-                storage.state[k] = (
-                    RMSFAST_AS_THEY_ARE if v not in (UINT8, UINT16, BFLOAT16) else RMSFAST_BFLOAT16 if v != UINT8
-                    else RMSFAST_UNSIGNED8 if k == SQUARE_AVG else RMSFAST_SIGNED8)
+            storage = self.store(i, v)
             storage.copy = NULL if copy is None else <char *>cnp.PyArray_DATA(copy)
-            storage.mirror = RMSFAST_AS_THEY_ARE if copy is None else half_of(format_of(copy))
+            storage.mirror = RMSFAST_AS_THEY_ARE if copy is None else stored_as(format_of(copy))
         return 0
 
     cdef int take_values(self, list values) except -1:

@@ -3,8 +3,11 @@
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-from rmsfast._core.kernel cimport STATE_ARRAYS, Gradient, Item, Storage, Work, rmsfast_block, rmsfast_settings
-from rmsfast._core.memory cimport Memory, Span
+from rmsfast._core.kernel cimport (
+    RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, STATE_ARRAYS, Gradient, Item, Storage, Work, rmsfast_block,
+    rmsfast_settings,
+)
+from rmsfast._core.memory cimport BFLOAT16, FLOAT16, Memory, Span
 from rmsfast._core.threads cimport Learned
 
 
@@ -94,7 +97,7 @@ cdef class Plan:
     cdef int reserve(self, Py_ssize_t count, Py_ssize_t groups, Py_ssize_t axes) except -1
     cdef Py_ssize_t *describe(self, Py_ssize_t i, int group, const Memory *shown, Py_ssize_t *axes) except NULL
     cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, Py_ssize_t size) except -1
-    cdef Storage *store(self, Py_ssize_t i) except NULL
+    cdef Storage *store(self, Py_ssize_t i, int v) except NULL
     cdef int take_spans(self, list found) except -1
     cdef int take_settings(self, list structs) except -1
     cdef void learn_from(self, Plan older) noexcept
@@ -113,6 +116,11 @@ cdef inline void keep(Plan plan, Py_ssize_t i, PyObject *g) noexcept:
     """Keep a gradient alive for this step."""
     Py_INCREF(<object>g)
     plan.records[i].grad = g
+
+
+cdef inline int stored_as(int format) noexcept nogil:
+    """What the loops call a format."""
+    return RMSFAST_FLOAT16 if format == FLOAT16 else RMSFAST_BFLOAT16 if format == BFLOAT16 else RMSFAST_AS_THEY_ARE
 
 
 cdef void *calloc(Py_ssize_t count, size_t size) except NULL

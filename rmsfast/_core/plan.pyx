@@ -17,11 +17,12 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from rmsfast._core.kernel cimport (
-    ITEM_COST, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_FLOAT32, RMSFAST_FLOAT64,
-    RMSFAST_PROPAGATE, RMSFAST_RAISE, SCALED, SCALES, asks_for_measures, blocks_of, measure_item, put, work_line,
+    ITEM_COST, MASTER, NUMBERS, REMAINDER, RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_FLOAT32,
+    RMSFAST_FLOAT64, RMSFAST_MASTERED, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SIGNED8, RMSFAST_SPLIT,
+    RMSFAST_UNSIGNED8, SCALED, SCALES, SQUARE_AVG, asks_for_measures, blocks_of, measure_item, put, work_line,
 )
 from rmsfast._core.memory cimport (
-    ALIGNED, BFLOAT16, COMPLEX64, COMPLEX128, FLOAT16, FLOAT32, FLOAT64, MOST_AXES, WRITABLE, fits, is_dense, is_half,
+    ALIGNED, BFLOAT16, COMPLEX64, COMPLEX128, FLOAT16, FLOAT32, FLOAT64, MOST_AXES, UINT8, UINT16, WRITABLE, fits, is_dense, is_half,
     is_in_c_order, itemsize_of, reals_of, same_form, shared_with, size_of,
 )
 from rmsfast._core.rows cimport SummedRows
@@ -179,11 +180,6 @@ cdef inline bint is_unmoved(Plan plan, const Record *record, const Place *place)
         return size_of(&seen) == place.size
     return (same_form(&seen, &record.shown, &direct) and (direct or size_of(&seen) == 0)
             and seen.flags & record.shown.flags == record.shown.flags)
-
-
-cdef inline int stored_as(int format) noexcept nogil:
-    """What the loops call a format."""
-    return RMSFAST_FLOAT16 if format == FLOAT16 else RMSFAST_BFLOAT16 if format == BFLOAT16 else RMSFAST_AS_THEY_ARE
 
 
 cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
@@ -344,14 +340,24 @@ cdef class Plan:
         record.checked_at = -1
         return axes + 5 * ndim
 
-    cdef Storage *store(self, Py_ssize_t i) except NULL:
-        """How the numbers of a parameter are stored: from now on not all of them as they are."""
+    cdef Storage *store(self, Py_ssize_t i, int v) except NULL:
+        """Say how the numbers of a parameter are stored, now that its item points to its state; `v` is the format of
+        square_avg. From now on, not all of them are stored as they are."""
+        cdef Storage *storage
+        cdef Item *item = &self.items[i]
+        cdef int k
         if self.storages == NULL:
             self.storages = <Storage *>calloc(self.count, sizeof(Storage))
-        self.items[i].storage = &self.storages[i]
-        self.items[i].weight = sizeof(float)
-        self.storages[i].parameter = i
-        return &self.storages[i]
+        storage = item.storage = &self.storages[i]
+        item.weight = sizeof(float)
+        storage.parameter = i
+        storage.w = (RMSFAST_SPLIT if item.state[REMAINDER] != NULL else RMSFAST_MASTERED if item.state[MASTER] != NULL
+                     else stored_as(self.records[i].shown.format))
+        for k in range(NUMBERS):
+            storage.state[k] = (
+                RMSFAST_BFLOAT16 if v in (UINT16, BFLOAT16) else RMSFAST_AS_THEY_ARE if v != UINT8
+                else RMSFAST_UNSIGNED8 if k == SQUARE_AVG else RMSFAST_SIGNED8)
+        return storage
 
     cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, Py_ssize_t size) except -1:
         """Look at this tensor of a parameter in each step, because others may move it. It has the form of the parameter, or

@@ -16,11 +16,11 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from rmsfast._core.kernel cimport (
-    GRAD_AVG, MOMENTUM_BUFFER, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, STATE_ARRAYS,
+    GRAD_AVG, MOMENTUM_BUFFER, REMAINDER, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, SCALES, SQUARE_AVG, STATE_ARRAYS,
 )
 from rmsfast._core.memory cimport (
-    ALIGNED, COMPLEX64, COMPLEX128, FLOAT32, FLOAT64, MOST_AXES, OTHER, WRITABLE, Memory, is_dense, is_taken,
-    itemsize_of, reals_of, size_of,
+    ALIGNED, BFLOAT16, COMPLEX64, COMPLEX128, FLOAT16, FLOAT32, FLOAT64, INT16, MOST_AXES, OTHER, UINT8, WRITABLE, Memory,
+    is_dense, is_half, itemsize_of, reals_of, size_of,
 )
 from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep, refuse_nonfinite
 from rmsfast._core.rows cimport SummedRows
@@ -80,7 +80,10 @@ cdef extern from *:
 cdef enum:
     DLPACK_MAJOR = 1
     ON_CPU = 1
+    INT = 0
+    UINT = 1
     FLOAT = 2
+    BFLOAT = 4
     COMPLEX = 5
 
 cdef const rmsfast_exchange *exchange = NULL
@@ -122,7 +125,13 @@ cdef struct Room:
 
 cdef inline int format_of(int code, int bits) noexcept:
     if code == FLOAT:
-        return FLOAT32 if bits == 32 else FLOAT64 if bits == 64 else OTHER
+        return FLOAT32 if bits == 32 else FLOAT64 if bits == 64 else FLOAT16 if bits == 16 else OTHER
+    if code == BFLOAT:
+        return BFLOAT16 if bits == 16 else OTHER
+    if code == UINT:
+        return UINT8 if bits == 8 else OTHER
+    if code == INT:
+        return INT16 if bits == 16 else OTHER
     if code == COMPLEX:
         return COMPLEX64 if bits == 64 else COMPLEX128 if bits == 128 else OTHER
     return OTHER
@@ -171,14 +180,14 @@ cdef int ask(tensor, Memory *seen, Room *room) except -1:
 
 
 def memory_of(tensor):
-    """Return where the elements of a tensor begin and end, if the kernel can update them: float32, float64, complex64
-    or complex128 on the CPU, aligned, one after another in some order of the axes. None otherwise."""
+    """Return where the elements of a tensor begin and end, if the kernel can update them: of a dtype that `set_up` was
+    told, on the CPU, aligned, one after another in some order of the axes. None otherwise."""
     cdef Memory seen
     cdef Room room
     cdef int axes[MOST_AXES]
     cdef size_t start
     cdef Py_ssize_t size
-    if not see(<PyObject *>tensor, &seen, &room) or not is_taken(seen.format):
+    if not see(<PyObject *>tensor, &seen, &room) or seen.format == OTHER:
         return None
     start = <size_t>seen.data
     size = size_of(&seen)
@@ -272,6 +281,7 @@ cdef class TensorPlan(Plan):
     cdef list seen              # … what its dict held, …
     cdef list structs           # … the settings read from it, …
     cdef list volatile          # … and whether to read them at every step
+    cdef list formats           # … how it wants state and masters to be stored, …
     cdef object read_settings
     cdef object state
     cdef Seen seen_state
@@ -297,6 +307,7 @@ cdef class TensorPlan(Plan):
         self.seen = [None] * len(groups)
         self.volatile = [False] * len(groups)
         self.structs = [None] * len(groups)
+        self.formats = [None] * len(groups)
         self.read_settings = read_settings
         self.state = state
         self.seen_state = Seen(state)
@@ -326,7 +337,8 @@ cdef class TensorPlan(Plan):
                 if tensor is None:
                     continue
                 self.see_now(tensor, &shown)
-                self.watch(i, <PyObject *>tensor, &shown, 1 if k == STEP else -1)
+                has_own_shape = k == STEP or SCALES <= k < REMAINDER
+                self.watch(i, <PyObject *>tensor, &shown, size_of(&shown) if has_own_shape else -1)
                 if k == STEP:
                     self.records[i].count = shown.data
                     self.records[i].count_format = shown.format
@@ -337,6 +349,9 @@ cdef class TensorPlan(Plan):
                     start, stop = memory_of(tensor)
                     if stop > start:
                         spans.append((start, stop, OWNERS * i + (k + 1 if k < STEP else 0)))
+            self.see_now(tensors[SQUARE_AVG], &shown)
+            if is_half(self.records[i].shown.format) or is_half(shown.format) or shown.format == UINT8:
+                self.store(i, shown.format)
         self.take_spans(spans)
         if older is not None:
             lock.acquire()
@@ -480,6 +495,9 @@ cdef class TensorPlan(Plan):
                 return False
             seen = Seen(group)
             settings, is_volatile = self.read_settings(group)
+            if self.formats[g] not in (None, (settings["state_dtype"], settings["master_weights"])):
+                return False
+            self.formats[g] = settings["state_dtype"], settings["master_weights"]
             read.append((g, seen, as_struct(settings), is_volatile))
         for g, seen, struct, is_volatile in read:
             self.seen[g], self.structs[g], self.volatile[g] = seen, struct, is_volatile

@@ -1,0 +1,94 @@
+"""How `rmsfast.torch` stores state and masters: in tensors of the dtypes that a group's settings ask for.
+
+State that came in another form, from a checkpoint or from PyTorch's own optimizer, is converted. A float16 or bfloat16
+parameter has float32 state unless `state_dtype` says otherwise.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmsfast._core.formats import SCALED, numbers_of, store_in
+from rmsfast.state import NUMBERS
+
+HALF = torch.float16, torch.bfloat16
+STORED = {"bfloat16": torch.bfloat16, "uint8": torch.uint8}
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def wants(p: Tensor, settings: Mapping[str, Any]) -> bool:
+    """Whether settings ask for a format of a parameter or of its state that only the kernel has."""
+    if settings["state_dtype"] is not None:
+        return True
+    return p.dtype in HALF and (settings["master_weights"] or settings["rounding"] == "stochastic")
+
+
+def dtype_of(name: str, p: Tensor, settings: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype of a state tensor by name."""
+    if name in ("remainder", "master"):
+        return torch.int16 if name == "remainder" else torch.float32
+    if settings["state_dtype"] is not None:
+        return STORED[settings["state_dtype"]]
+    return torch.float32 if p.dtype in HALF else p.dtype
+
+
+def check(p: Tensor, i: int, settings: Mapping[str, Any], is_native: bool) -> None:
+    """Refuse formats that a parameter cannot have."""
+    if settings["state_dtype"] is not None and p.dtype not in (torch.float32, *HALF):
+        raise ValueError(
+            f"parameter {i}: {p.dtype} with state_dtype={settings['state_dtype']!r}, expected float32, float16 or "
+            "bfloat16: put this parameter in a group without state_dtype"
+        )
+    if not is_native and wants(p, settings):
+        raise ValueError(
+            f"parameter {i}: on {p.device}, or a tensor of a kind that the kernel does not take, with state_dtype, "
+            "master_weights or stochastic rounding, expected a dense tensor in CPU memory of its own"
+        )
+
+
+def bring_in_form(p: Tensor, entry: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Convert the state of a parameter that is not stored as settings say, and make or drop its master."""
+    for name in NUMBERS:
+        value, scale = entry.get(name), entry.get(f"{name}_scale")
+        dtype = dtype_of(name, p, settings)
+        if not torch.is_tensor(value) or type(value) not in (Tensor, torch.nn.Parameter) or value.shape != p.shape:
+            continue
+        if value.dtype == dtype and (scale is not None) == (dtype == torch.uint8):
+            continue
+        if value.device != p.device or not (value.dtype in STORED.values() or value.dtype in (torch.float32, *HALF)):
+            continue
+        kind = "unsigned8" if name == "square_avg" else "signed8"
+        numbers = as_numbers(kind, value, scale, p)
+        entry.pop(f"{name}_scale", None)
+        entry[name] = stored = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+        if dtype == torch.uint8:
+            scales = entry[f"{name}_scale"] = torch.zeros(-(-p.numel() // SCALED), dtype=torch.uint8)
+            store_in(kind, flat(numbers), flat(stored), scales.numpy())
+        else:  # to bfloat16, PyTorch rounds to nearest as we do
+            stored.copy_(numbers)
+    wanted = settings["master_weights"] and {torch.bfloat16: "remainder", torch.float16: "master"}.get(p.dtype)
+    for name in ("remainder", "master"):
+        if name != wanted:
+            entry.pop(name, None)
+        elif name not in entry or entry[name].shape != p.shape:
+            begin = torch.zeros_like(p, dtype=torch.int16) if name == "remainder" else p.detach().to(torch.float32)
+            entry[name] = begin.requires_grad_(False)
+
+
+def as_numbers(kind: str, value: Tensor, scale: Tensor | None, p: Tensor) -> Tensor:
+    """Return the numbers that a state tensor stores, as float32 that lies as p does."""
+    numbers = torch.empty_like(p, dtype=torch.float32, requires_grad=False)
+    if value.dtype == torch.uint8 and scale is not None:
+        codes = torch.empty_like(p, dtype=torch.uint8, requires_grad=False).copy_(value)
+        flat(numbers)[:] = numbers_of(kind, flat(codes), scale.numpy())
+        return numbers
+    return numbers.copy_(value)
+
+
+def flat(tensor: Tensor) -> Array:
+    """Return the elements of a dense tensor in memory order as an array over its memory."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
