@@ -1,12 +1,15 @@
 """rmsfast.torch.RMSprop beside torch.optim.RMSprop at its best setting: `python -m bench.torch_optim`.
 
-One step in float32 on each case; rows of a large table with a sparse gradient beside a dense step; and the whole
-training loop of a small network. In one process, in turn, minima.
+One step in float32 on each case; whole training loops; rows of a large table with a sparse gradient beside a dense
+step; steps in backward. In one process, in turn, minima; once with OMP_NUM_THREADS=1, as on machines that are shared,
+and once with all.
 """
 
 import argparse
+import os
+import subprocess
+import sys
 from collections.abc import Callable
-from itertools import pairwise
 from time import sleep
 
 import torch
@@ -18,6 +21,8 @@ import rmsfast
 import rmsfast.torch
 from bench.contenders import BETA, CASES, EPS, LR, make_arrays
 from bench.timing import minima
+from bench.torch_loops import LOOPS, Loss, large
+from rmsfast.settings import count_of
 
 OURS = "rmsfast.torch"
 CLASSES: dict[str, tuple[type, dict]] = {
@@ -26,8 +31,7 @@ CLASSES: dict[str, tuple[type, dict]] = {
     "torch foreach": (torch.optim.RMSprop, {"foreach": True}),
 }
 ROWS, WIDTH, TOUCHED = 1_000_000, 64, 10_000
-LAYERS = 64, 128, 128, 10
-BATCH = 32
+WITHOUT = "no step"
 
 
 def rest() -> None:
@@ -65,55 +69,107 @@ def row_steps() -> dict[str, Callable[[], None]]:
     return {"dense": with_gradient(dense), "sparse": with_gradient(sparse)}
 
 
-def loop_steps() -> dict[str, Callable[[], None]]:
-    """One turn of a training loop: zero_grad, forward, backward, step."""
-    x, labels = torch.randn(BATCH, LAYERS[0]), torch.randint(LAYERS[-1], (BATCH,))
+def turns(make: Callable[[], tuple[torch.nn.Module, Loss]]) -> dict[str, Callable[[], None]]:
+    """One turn of a training loop: zero_grad, forward, backward, step; and the same without a step."""
     steps: dict[str, Callable[[], None]] = {}
-    for name, (cls, settings) in CLASSES.items():
-        layers: list[torch.nn.Module] = []
-        for inputs, outputs in pairwise(LAYERS):
-            layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
-        model = torch.nn.Sequential(*layers[:-1])
+    for name, (cls, settings) in {**CLASSES, WITHOUT: (torch.optim.RMSprop, {})}.items():
+        torch.manual_seed(0)
+        model, loss = make()
         optimizer = cls(model.parameters(), lr=1e-5, **settings)
 
-        def turn(model=model, optimizer=optimizer) -> None:
+        def turn(loss=loss, optimizer=optimizer, step=(lambda: None) if name == WITHOUT else optimizer.step) -> None:
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x), labels).backward()
-            optimizer.step()
+            loss().backward()
+            step()
 
         steps[name] = turn
     return steps
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.torch_optim", description=__doc__)
-    parser.add_argument("--threads", type=int, default=rmsfast.get_num_threads(), help="default: all, %(default)s here")
-    parser.add_argument("--seconds", type=float, default=8, help="for each line, about (default %(default)s)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def turns_in_backward() -> dict[str, Callable[[], None]]:
+    """One turn with the ordinary step, with steps in backward, and with an optimizer of PyTorch's in each hook."""
+    steps: dict[str, Callable[[], None]] = {}
+    for name in "ordinary", "step_in_backward":
+        model, loss = large()
+        optimizer = rmsfast.torch.RMSprop(model.parameters(), lr=1e-5)
+        if name == "step_in_backward":
+            rmsfast.torch.step_in_backward(optimizer)
 
-    console = Console(highlight=False)
-    table = Table(
-        "µs", title=f"float32, {options.threads} threads, {rmsfast.config()['isa']}, torch {torch.__version__}"
-    )
-    for name in (*CLASSES, "best ÷ ours"):
-        table.add_column(name, justify="right")
-    lines = {**{case: (case_steps, case) for case in CASES}, "training loop": (loop_steps,)}
+        def turn(loss=loss, optimizer=optimizer) -> None:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+        steps[name] = turn
+    model, loss = large()
+    for p in model.parameters():
+        own = torch.optim.RMSprop([p], lr=1e-5)
+
+        def hook(p, own=own) -> None:
+            own.step()
+            own.zero_grad()
+
+        p.register_post_accumulate_grad_hook(hook)
+    steps["torch in hooks"] = lambda loss=loss: loss().backward()
+    return steps
+
+
+def best_of_theirs(times: dict[str, float]) -> float:
+    return min(times[name] for name in CLASSES if name != OURS)
+
+
+def measure(console: Console, seconds: float) -> None:
+    """Measure everything with as many threads as this process has."""
+    threads = count_of(torch.get_num_threads(), "thread")
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("measuring", total=len(lines) + 1)
-        for label, (make, *arguments) in lines.items():
-            times = minima(make(*arguments), options.seconds)
-            best = min(seconds for name, seconds in times.items() if name not in (OURS, ""))
-            cells = [f"{times[name] * 1e6:,.2f}" for name in CLASSES]
-            table.add_row(label, *cells, f"{best / times[OURS]:.2f}")
+        task = progress.add_task("measuring", total=len(CASES) + len(LOOPS) + 2)
+
+        def timed(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
+            times = minima(steps, seconds)
             progress.advance(task)
-        rows = minima(row_steps(), options.seconds)
-        progress.advance(task)
-    console.print(table)
+            return times
+
+        one = Table("µs a step", title=f"float32, {threads}, {rmsfast.config()['isa']}, torch {torch.__version__}")
+        for name in (*CLASSES, "best ÷ ours"):
+            one.add_column(name, justify="right")
+        for case in CASES:
+            times = timed(case_steps(case))
+            cells = [f"{times[name] * 1e6:,.2f}" for name in CLASSES]
+            one.add_row(case, *cells, f"{best_of_theirs(times) / times[OURS]:.2f}")
+
+        loop = Table("µs a turn", title=f"training loops, {threads}")
+        for name in (*CLASSES, "best ÷ ours", "the optimizer's share, before", "and after"):
+            loop.add_column(name, justify="right")
+        for label, make in LOOPS.items():
+            times = timed(turns(make))
+            best = best_of_theirs(times)
+            cells = [f"{times[name] * 1e6:,.0f}" for name in CLASSES]
+            shares = [f"{max(0.0, 1 - times[WITHOUT] / turn):.0%}" for turn in (best, times[OURS])]
+            loop.add_row(label, *cells, f"{best / times[OURS]:.2f}", *shares)
+        rows, backward = timed(row_steps()), timed(turns_in_backward())
+    console.print(one, loop)
     console.print(
         f"{TOUCHED:,} rows of {ROWS:,} × {WIDTH}: dense {rows['dense'] * 1e6:,.0f} µs, sparse "
         f"{rows['sparse'] * 1e6:,.0f} µs: {rows['dense'] / rows['sparse']:.1f}"
     )
+    console.print(
+        "a turn of 8 M parameters:", ", ".join(f"{name} {time * 1e3:.1f} ms" for name, time in backward.items())
+    )
+
+
+def main() -> None:
+    everything = rmsfast.get_num_threads()
+    parser = argparse.ArgumentParser(prog="python -m bench.torch_optim", description=__doc__)
+    parser.add_argument("--threads", type=int, help=f"default: 1, and then all, {everything} here")
+    parser.add_argument("--seconds", type=float, default=8, help="for each line, about (default %(default)s)")
+    options = parser.parse_args()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+        measure(Console(highlight=False, width=120), options.seconds)
+        return
+    for threads in sorted({1, everything}):  # each in a process of its own, as people set it
+        command = [sys.executable, "-m", "bench.torch_optim", f"--threads={threads}", f"--seconds={options.seconds}"]
+        subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=True)
 
 
 if __name__ == "__main__":
