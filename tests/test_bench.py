@@ -20,8 +20,9 @@ def test_each_batch_of_each_contender_is_kept():
     assert all(time > 0 for time in times["a"])
 
 
-def test_figures_of_a_busy_machine_are_named_and_not_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_figures_of_a_busy_machine_are_named_and_not_drawn(tmp_path, monkeypatch):
+    pyplot, drawn = pytest.importorskip("matplotlib.pyplot"), []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
     seconds = {case: {"rmsfast": 1.0, "NumPy textbook": 2.0} for case in ("1x1k", "1x64k")}
     run = {"dtype": "float32", "threads": 2, "seconds": seconds, "unrest": {"1x1k": 1.0, "1x64k": 2.0}}
     machine = dict(cpu="c", cores=2, isa="i", root="r", rmsfast="0", python="3", versions={}, system="s")
@@ -30,6 +31,7 @@ def test_figures_of_a_busy_machine_are_named_and_not_drawn(tmp_path):
     assert reports.busy(report) in reports.markdown(report)
     assert [str(column.header) for column in reports.tables(report)[0].columns] == ["contender", "1x1k", "1x64k (busy)"]
     assert [path.name for path in reports.draw(report, tmp_path)] == ["speedup.png"]
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["1x1k"]
     run["unrest"]["1x1k"] = 1.6
     assert reports.draw(report, tmp_path) == []
     run["unrest"] = {"1x1k": 1.0, "1x64k": 1.1}
