@@ -35,7 +35,7 @@ MSVC_FLAGS = ["/O2", "/std:c11", "/fp:precise"]
 ISA_FLAGS = {
     "unix": {
         "baseline": [],
-        "avx2": ["-mavx2", "-mfma"],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
         "avx512": ["-mavx512f", "-mavx512vl", "-mprefer-vector-width=512"],
     },
     "msvc": {"baseline": [], "avx2": ["/arch:AVX2"], "avx512": ["/arch:AVX512"]},
@@ -124,6 +124,7 @@ C_FILES = {
     "kernel": ["dispatch.c", "strided.c"],
     "rows": ["rows.c"],
     "plan": ["overlap.c"],
+    "formats": [],
     "arrays": [],
     "steps": [],
     "tensors": [],

@@ -10,7 +10,15 @@ from rmsfast._core import steps
 from rmsfast._core.arrays import ArrayPlan
 from rmsfast._core.rows import SummedRows
 from rmsfast.rows import Rows, is_sparse, whole_rows
-from rmsfast.settings import Array, ParamGroup, as_settings, check_together, count_of, did_you_mean
+from rmsfast.settings import (
+    Array,
+    ParamGroup,
+    as_settings,
+    check_formats,
+    check_together,
+    count_of,
+    did_you_mean,
+)
 
 FORMS = "an array, a sequence or mapping of arrays, or a sequence of groups"
 FLAT = 'give nested arrays in one flat mapping, by names such as {"layers.0.W": W, "layers.0.b": b}'
@@ -287,19 +295,20 @@ def as_group(
             raise ValueError(
                 f"{label}['param_names']: {count_of(len(names), 'name')}, expected {len(arrays)}, one for each array"
             )
+    check_formats(settings, arrays, "" if settings == defaults else f"{label}: ")
     return ParamGroup(arrays, names, settings, changed)
 
 
-def as_line(grads: Any, plan: ArrayPlan, erases: bool = False) -> list[Any]:
+def as_line(grads: Any, plan: ArrayPlan, erases: bool = False, kind: str = "grads") -> list[Any]:
     """Return one gradient or None for each parameter of a plan, from gradients in any form that is allowed.
 
-    See `as_gradient` for `erases`.
+    See `as_gradient` for `erases`. Messages call them by their `kind`.
     """
     if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_gradient(grads):
-        grads = as_sequence("grads", grads, "a sequence of gradients")
+        grads = as_sequence(kind, grads, "a sequence of arrays")
         if len(grads) == len(plan.groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
             grads = in_line_by_group(grads, plan.groups)
     return [
-        as_gradient(label_of("grads", key, plan.single), g, w, erases)
-        for key, g, w in zip(plan.keys, in_line(grads, plan.keys, plan.named), plan.params, strict=True)
+        as_gradient(label_of(kind, key, plan.single), g, w, erases)
+        for key, g, w in zip(plan.keys, in_line(grads, plan.keys, plan.named, kind), plan.params, strict=True)
     ]

@@ -33,8 +33,9 @@ class RMSProp:
     Parameters
     ----------
     params : array, sequence or mapping of arrays, or sequence of groups
-        The arrays to train: float32, float64, complex64 or complex128, C- or F-contiguous, aligned, writable, of any
-        shape, none sharing memory with another. A complex array is trained as its real and imaginary parts, side by
+        The arrays to train: float32, float64, complex64, complex128, float16 or bfloat16 (of `ml_dtypes`), C- or
+        F-contiguous, aligned, writable, of any shape, none sharing memory with another. Those of 16 bits are updated in
+        float32 and rounded. A complex array is trained as its real and imaginary parts, side by
         side. An object that shares its memory by the buffer protocol, PyTorch's tensors, or, from NumPy 2.2 on, DLPack
         is taken as an array; its memory cannot be resized from then on, and a step refuses it if it was moved. A
         mapping gives names. A group is a mapping with ``"params"`` and with its own settings for some of the keywords
@@ -78,6 +79,20 @@ class RMSProp:
         What to do when a gradient has infinite or NaN elements: compute with them; raise FloatingPointError; or skip
         the step for all parameters, and count it in `skipped_steps`. A step that is skipped or raises changes nothing
         else.
+    state_dtype : {None, "bfloat16", "uint8"}, default None
+        Store the state in fewer bytes: 2 or 1 in the place of 4 for each number; with "uint8", each block of 64 numbers
+        has one byte more for its scale. For float32, float16 and bfloat16 parameters. It cannot change once the group is
+        made.
+    master_weights : bool, default False
+        Keep the exact float32 master of each float16 or bfloat16 parameter: in 16 more bits for bfloat16 (`remainder`),
+        in a float32 array for float16 (`master`). The parameter is the master, rounded. It cannot change once the group
+        is made.
+    rounding : {"nearest", "stochastic"}, default "nearest"
+        How a float16 or bfloat16 parameter without a master is rounded in each step. "stochastic" rounds up with the
+        probability of the part cut off, so that steps smaller than half of a unit in the last place are not lost.
+    seed : int, default 0
+        The random bits of stochastic rounding are a function of the seed, the parameter's index, its step and the
+        element alone. State of 16 or 8 bits is always rounded so.
     num_threads : int, optional
         The most threads that a step may use. It uses no more than this process has cores (`set_num_threads` says when
         they are counted). The default is what `get_num_threads` returns.
@@ -139,6 +154,10 @@ class RMSProp:
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: Any = None,
+        master_weights: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         num_threads: int | None = None,
     ) -> None:
         given = locals()
@@ -160,7 +179,8 @@ class RMSProp:
         Parameters
         ----------
         grads : array, sequence or mapping of arrays
-            The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout.
+            The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout. A
+            float16 or bfloat16 parameter also takes a float32 gradient, and the other way round.
             Without this argument, the step uses those that `bind` remembers. A parameter whose gradient is None stays
             as it is, and a mapping may omit names. With groups: one entry for each parameter, or for each group. No
             gradient may share memory with a parameter or its state.
@@ -247,6 +267,44 @@ class RMSProp:
             return
         if not self._front.step(as_line(grads, self._front.plan, erases), scale, erases):
             raise RuntimeError("grads: parameters were added during the step, expected the same ones: call step again")
+
+    def mirror(self, copies: Any) -> None:
+        """Let each step also write the new parameters, rounded, to arrays of a lower precision, in the same pass.
+
+        Parameters
+        ----------
+        copies : array, sequence or mapping of arrays
+            For float32 parameters, float16 or bfloat16 arrays of the same shapes and memory orders, in the form that
+            `params` had, sharing memory with nothing else; None for a parameter that has no copy. Or None instead of
+            them all, to write no copies from now on. The parameters are written to them at once, rounded to nearest,
+            as by each step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array does not fit. Nothing has changed then.
+
+        Notes
+        -----
+        Copies and pickles of the optimizer have no mirror. Parameters of groups that are added later have no copy.
+
+        Examples
+        --------
+        >>> import numpy as np, rmsfast
+        >>> w = np.ones(3, np.float32)
+        >>> sent = np.zeros(3, np.float16)      # what another device computes with
+        >>> opt = rmsfast.RMSProp(w, lr=0.5)
+        >>> opt.mirror(sent)
+        >>> opt.step(2 * w)
+        >>> bool((sent == w.astype(np.float16)).all())
+        True
+        """
+        plan = self._front.plan
+        arrays = None if copies is None else as_line(copies, plan, kind="copies")
+        loans = [] if arrays is None else as_loans("copies", plan.keys, arrays, plan.single)
+        if not self._front.mirror(arrays):
+            raise RuntimeError("copies: parameters were added during mirror, expected the same ones: call mirror again")
+        self._front.loans = [loan for loan in self._front.loans if not loan.label.startswith("copies")] + loans
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Train more parameters from the next step on.

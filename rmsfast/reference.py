@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from rmsfast import optimizer
+from rmsfast import formats, optimizer
 from rmsfast.settings import Array
 
 Settings = Mapping[str, Any]
 
-# One parameter in a step: its settings, the number of the step (1 for the first), and w, v, m, b, g as flat arrays of
-# real numbers of one dtype. m is None if the group is not centered. b is None if it has no momentum.
-Parameter = tuple[Settings, int, Array, Array, Any, Any, Array]
+# One parameter in a step: its settings, the number of the step (1 for the first), its index; its arrays, as they are
+# stored: "w", those of the state by name, and perhaps "copy"; its gradient; and which elements the step updates, one part
+# after another. All arrays are flat, of real numbers; those of bfloat16 are uint16.
+Parameter = tuple[Settings, int, int, dict[str, Array], Array, list[Any]]
+
+STATE = {"square_avg": "unsigned8", "grad_avg": "signed8", "momentum_buffer": "signed8"}  # and its format in 8 bits
 
 
 def plain_update(w: Array, v: Array, g: Array, lr: float, beta: float, eps: float) -> None:
@@ -37,26 +40,81 @@ def step(parameters: list[Parameter], grad_scale: float) -> list[int]:
     not 0, nothing has changed.
     """
     with np.errstate(all="ignore"):
+        gradients = [load(g) for *_, g, _ in parameters]
         nonfinite = [
             0 if s["nonfinite"] == "propagate" else int(np.count_nonzero(~np.isfinite(g)))
-            for s, _, _, _, _, _, g in parameters
+            for (s, *_), g in zip(parameters, gradients, strict=True)
         ]
         if any(nonfinite):
             return nonfinite
-        scaled = [g * g.dtype.type(grad_scale) for *_, g in parameters]
+        scaled = [g * g.dtype.type(grad_scale) for g in gradients]
         global_norm = norm(scaled)
-        for (s, t, w, v, m, b, _), g in zip(parameters, scaled, strict=True):
-            update(w, v, m, b, change(g, w, s, global_norm), s, t)
+        for (s, t, index, arrays, _, parts), g in zip(parameters, scaled, strict=True):
+            g = clip(g, s, global_norm)
+            done = 0
+            for places in parts:
+                n = len(g) if isinstance(places, slice) else len(places)
+                update_stored(arrays, g[done : done + n], s, t, index, places)
+                done += n
     return nonfinite
 
 
-def change(g: Array, w: Array, s: Settings, global_norm: float) -> Array:
-    """Return the scaled gradient g of w, clipped, negated and with weight decay, as the settings say."""
+def load(data: Array) -> Array:
+    """Return the numbers of a gradient."""
+    kind = {"float16": "float16", "uint16": "bfloat16"}.get(data.dtype.name)
+    return data if kind is None else formats.load(kind, data)
+
+
+def update_stored(arrays: dict[str, Array], g: Array, s: Settings, t: int, index: int, places: Any) -> None:
+    """Load some numbers of a parameter and its state, update them, and store them."""
+    stored = {"w": w_format(arrays)} | {
+        name: {"uint8": in_8_bits, "uint16": "bfloat16"}.get(arrays[name].dtype.name)
+        for name, in_8_bits in STATE.items()
+        if name in arrays
+    }
+    more = {"w": arrays.get("remainder", arrays.get("master"))} | {name: arrays.get(f"{name}_scale") for name in STATE}
+    numbers: dict[str, Any] = {
+        name: (arrays[name] if kind is None else formats.load(kind, arrays[name], more[name]))[places]
+        for name, kind in stored.items()
+    }
+    w = numbers["w"]
+    v, m, b = (numbers.get(name) for name in STATE)
+    update(w, v, m, b, change(g, w, s), s, t)
+    for name, kind in stored.items():
+        x = numbers[name]
+        if kind is None:
+            arrays[name][places] = x
+            continue
+        drawn = name != "w" or s["rounding"] == "stochastic"
+        stream = ["w", *STATE].index(name)
+        random = formats.random_bits(s["seed"], index, t, stream, len(arrays[name])) if drawn else None
+        formats.store(kind, x, arrays[name], more[name], places, random)
+    if "copy" in arrays:
+        formats.store("float16" if arrays["copy"].dtype == np.float16 else "bfloat16", w, arrays["copy"], None, places)
+
+
+def w_format(arrays: dict[str, Array]) -> str | None:
+    """Return the format of a parameter, or None where its numbers are stored as they are."""
+    if arrays["w"].dtype == np.float16:
+        return "mastered" if "master" in arrays else "float16"
+    if arrays["w"].dtype == np.uint16:
+        return "split" if "remainder" in arrays else "bfloat16"
+    return None
+
+
+def clip(g: Array, s: Settings, global_norm: float) -> Array:
+    """Return a whole scaled gradient, clipped by its norm or that of all, as the settings say."""
     real = g.dtype.type  # rounds a Python float once
     if s["clip_norm"] is not None:
         g = g * real(clip_factor(norm([g]), s["clip_norm"]))
     if s["clip_global_norm"] is not None:
         g = g * real(clip_factor(global_norm, s["clip_global_norm"]))
+    return g
+
+
+def change(g: Array, w: Array, s: Settings) -> Array:
+    """Return the gradient g of w, clipped by value, negated and with weight decay, as the settings say."""
+    real = g.dtype.type
     if s["clip_value"] is not None:
         limit = real(s["clip_value"])
         g = np.where(g > limit, limit, np.where(g < -limit, -limit, g))  # a NaN stays NaN

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmsfast._core import steps
+from rmsfast._core.formats import is_half
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -56,15 +57,45 @@ class Choice:
         for choice in self.values:
             if isinstance(given, type(choice)) and given == choice:
                 return choice
-        error = ValueError if isinstance(value, type(self.values[0])) else TypeError
+        error = ValueError if isinstance(value, type(self.values[-1])) else TypeError
         raise error(f"{label}: {value!r:.60}, expected {' or '.join(map(repr, self.values))}")
+
+
+class Seed:
+    """A setting that is an integer from 0 to 2**63 - 1."""
+
+    default: int = 0
+
+    def read(self, value: Any, label: str) -> int:
+        """Return the value as an int, or raise. Messages call it `label`."""
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+            if 0 <= value < 2**63:
+                return int(value)
+            raise ValueError(f"{label}: {value!r:.60}, expected {self}")
+        raise TypeError(f"{label}: {value!r:.60}, expected {self}")
+
+    def __str__(self) -> str:
+        return "an integer from 0 to 2**63 - 1"
+
+
+class Format(Choice):
+    """A setting that names a dtype. The dtype itself is taken for its name."""
+
+    def read(self, value: Any, label: str) -> Any:
+        """Return the name or None, or raise. Messages call it `label`."""
+        if value is not None and not isinstance(value, str):
+            name = getattr(value, "__name__", None) or getattr(value, "name", None) or str(value)
+            if name.removeprefix("torch.") in self.values:
+                return name.removeprefix("torch.")
+            raise TypeError(f"{label}: {value!r:.60}, expected {' or '.join(map(repr, self.values))}")
+        return super().read(value, label)
 
 
 SWITCH = Choice(False, True)
 LIMIT = Number(None, above=True, optional=True)
 
 # The settings of a parameter group.
-SETTINGS: dict[str, Number | Choice] = {
+SETTINGS: dict[str, Number | Choice | Seed] = {
     "lr": Number(1e-3),
     "beta": Number(0.9, high=1.0),
     "eps": Number(1e-8),
@@ -82,6 +113,17 @@ SETTINGS: dict[str, Number | Choice] = {
     "clip_norm": LIMIT,
     "clip_global_norm": LIMIT,
     "nonfinite": Choice("propagate", "raise", "skip"),
+    "state_dtype": Format(None, "bfloat16", "uint8"),
+    "master_weights": SWITCH,
+    "rounding": Choice("nearest", "stochastic"),
+    "seed": Seed(),
+}
+
+# Those that cannot change once a group is made, and why.
+FIXED = {
+    "initial_square_avg": "where its state began",
+    "state_dtype": "as its state is stored",
+    "master_weights": "as its parameters are stored",
 }
 
 # A setting of one step.
@@ -140,6 +182,26 @@ def check_together(settings: Mapping[str, Any], label: str = "") -> None:
     clips = [name for name in ("clip_value", "clip_norm", "clip_global_norm") if settings[name] is not None]
     if len(clips) > 1:
         raise ValueError(f"{label}{' and '.join(clips)}: expected one of them at most: set the others to None")
+    if settings["master_weights"] and settings["rounding"] == "stochastic":
+        raise ValueError(
+            f"{label}rounding: 'stochastic' with master_weights, expected 'nearest': each step rounds the exact master "
+            "anew, so nothing is lost by rounding to nearest"
+        )
+
+
+def check_formats(settings: Mapping[str, Any], arrays: Sequence[Array], label: str = "") -> None:
+    """Raise if a group asks for masters or for stochastic rounding and has no parameter that is rounded.
+
+    Messages begin with `label`.
+    """
+    if len(arrays) == 0 or any(is_half(array.dtype) for array in arrays):
+        return
+    dtypes = ", ".join(sorted({str(array.dtype) for array in arrays}))
+    expected = f"with {dtypes} parameters, expected float16 or bfloat16 among them"
+    if settings["master_weights"]:
+        raise ValueError(f"{label}master_weights: True {expected}: parameters of {dtypes} are their own masters")
+    if settings["rounding"] == "stochastic":
+        raise ValueError(f"{label}rounding: 'stochastic' {expected}: parameters of {dtypes} are not rounded")
 
 
 def is_schedule(lr: Any) -> bool:
@@ -211,11 +273,11 @@ class ParamGroup(MutableMapping[str, Any]):
                     "parameters"
                 )
         values = as_settings(values)
-        start = self._settings["initial_square_avg"]
-        if values.get("initial_square_avg", start) != start:
-            raise ValueError(
-                f"initial_square_avg: cannot change once the group is made, expected {start:g}, where its state began"
-            )
+        for name, why in FIXED.items():
+            fixed = self._settings[name]
+            if values.get(name, fixed) != fixed:
+                shown = f"{fixed:g}" if type(fixed) is float else repr(fixed)
+                raise ValueError(f"{name}: cannot change once the group is made, expected {shown}, {why}")
         check_together({**self._settings, **values})
         self._changed.put([self._settings], values)
 

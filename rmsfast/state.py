@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsfast._core.plan import STATE_NAMES
+from rmsfast._core.formats import SCALED, is_half, layout, numbers_of, store_in
 from rmsfast._core.steps import ArrayFront, Snapshot
 from rmsfast.arguments import as_array
 from rmsfast.settings import Array, as_float, as_settings, check_together, count_of, is_schedule
@@ -15,18 +15,25 @@ from rmsfast.settings import Array, as_float, as_settings, check_together, count
 # own. The kernel's counter goes on from here for longer than any run.
 MOST_STEPS = min(2**53, sys.maxsize)
 
+# Of a group in a state dict, what is no setting, and what says how its state is stored there; here it stays as it is.
+NOT_LOADED = ("params", "param_names", "step", "state_dtype", "master_weights")
+
+NUMBERS = ("square_avg", "grad_avg", "momentum_buffer")
+
 
 def as_state_dict(taken: Snapshot) -> dict[str, Any]:
     """Return a snapshot of a plan in PyTorch's layout, with all state arrays that the settings need."""
     state = {key: {"step": step, **arrays} for key, step, arrays in taken.entries}
+    params = dict(zip(taken.plan.keys, map(np.asarray, taken.plan.params), strict=True))
     groups, rest = [], iter(state)
     for group, values in zip(taken.plan.groups, taken.settings, strict=True):
         settings = values.copy()
         keys = [next(rest) for _ in group["params"]]
         for key in keys:
-            for name in arrays_of(settings):
+            for name, (dtype, shape) in layout(params[key], settings).items():
                 if name not in state[key]:  # the setting is new: the next step would begin with zeros
-                    state[key][name] = np.zeros_like(state[key]["square_avg"])
+                    order = "C" if params[key].flags.c_contiguous else "F"
+                    state[key][name] = np.zeros(shape, dtype, order)
         if is_schedule(settings["lr"]):
             del settings["lr"]
             settings["step"] = taken.steps
@@ -34,21 +41,85 @@ def as_state_dict(taken: Snapshot) -> dict[str, Any]:
     return {"state": state, "param_groups": groups}
 
 
-def arrays_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the state arrays that a group's settings need."""
-    needed = (True, settings["centered"], settings["momentum"] != 0)
-    return tuple(name for name, is_needed in zip(STATE_NAMES, needed, strict=True) if is_needed)
+def as_stored(label: str, entry: Mapping[str, Any], w: Array, settings: Mapping[str, Any]) -> dict[str, Array]:
+    """Return the arrays of a loaded entry as the state of w with these settings stores them, or raise.
+
+    What is stored otherwise is converted. A state that has no master begins with the parameter as it is.
+    """
+    forms = layout(w, settings)
+    arrays: dict[str, Array] = {}
+    for name in [*forms, *(name for name in entry if name != "step" and name not in forms)]:
+        part_label = f"{label}[{name!r}]"
+        if name in ("remainder", "master"):
+            if name in entry and name not in forms:
+                raise ValueError(f"{part_label}: of master weights, expected none: make the optimizer with them")
+            if name in entry:
+                arrays[name] = as_like(part_label, entry[name], w, forms[name])
+            elif name == "master":
+                arrays[name] = w.astype(np.float32)
+            else:
+                arrays[name] = np.zeros(w.shape, np.int16)
+        elif name in NUMBERS:
+            given = part(entry, name, object, label)
+            form = layout(w, {**settings, "centered": True, "momentum": 1})[name]
+            scale = entry.get(f"{name}_scale")
+            arrays |= converted(part_label, name, given, scale, w, form)
+        elif name not in forms and not (name.endswith("_scale") and name.removesuffix("_scale") in entry):
+            raise ValueError(f"{part_label}: no such state, expected step, {', '.join(forms)}")
+    return arrays
 
 
-def as_like(label: str, value: Any, w: Array) -> Array:
-    """Return a loaded array, or raise if its dtype or its shape are not those of the parameter w."""
+def converted(
+    label: str, name: str, given: Any, scale: Any, w: Array, form: tuple[np.dtype[Any], tuple[int, ...]]
+) -> dict[str, Array]:
+    """Return numbers of the state in the form that they have here: one array or, of 8 bits, two."""
+    kind = "unsigned8" if name == "square_avg" else "signed8"
+    dtype = np.asarray(as_array(label, given)).dtype
+    if dtype == np.uint8:
+        blocks = layout(w, {"state_dtype": "uint8", "master_weights": False, "centered": True, "momentum": 1})
+        given = as_like(label, given, w, (dtype, w.shape))
+        scale = as_like(f"{label[:-2]}_scale']", scale, w, blocks[f"{name}_scale"])
+        if form[0] == np.uint8:
+            return {name: given, f"{name}_scale": scale}
+        given = numbers_of(kind, in_order_of(w, given), scale)
+    elif (dtype == np.uint16 or is_half(dtype)) and dtype != np.float16:
+        given = as_like(label, given, w, (dtype, w.shape))
+        if form[0].itemsize == 2:
+            return {name: given.view(form[0])}
+        given = numbers_of("bfloat16", in_order_of(w, given))
+    elif form[0] == np.uint8 or form[0].itemsize == 2:
+        given = as_like(label, given, w, (np.dtype(np.float32), w.shape))
+    if form[0] != np.uint8 and form[0].itemsize != 2:
+        return {name: as_like(label, given, w, form)}
+    stored = np.zeros(form[1], form[0], order="C" if w.flags.c_contiguous else "F")
+    if form[0] == np.uint8:
+        scale = np.zeros(-(-w.size // SCALED), np.uint8)
+        store_in(kind, in_order_of(w, given), stored, scale)
+        return {name: stored, f"{name}_scale": scale}
+    store_in("bfloat16", in_order_of(w, given), stored)
+    return {name: stored}
+
+
+def in_order_of(w: Array, array: Array) -> Array:
+    """Return an array in the memory order of w."""
+    return np.asarray(array, order="C" if w.flags.c_contiguous else "F")
+
+
+def as_like(label: str, value: Any, w: Array, form: tuple[np.dtype[Any], tuple[int, ...]] | None = None) -> Array:
+    """Return a loaded array, or raise if it has not this dtype and shape, by default those of the parameter w.
+
+    A bfloat16 may come as its 16 bits.
+    """
+    dtype, shape = form or (w.dtype, w.shape)
     array = np.asarray(as_array(label, value))
-    if array.dtype != w.dtype:
+    if array.dtype == np.uint16 and dtype.name == "bfloat16":
+        array = array.view(dtype)
+    if array.dtype != dtype:
         raise TypeError(
-            f"{label}: dtype {array.dtype}, expected {w.dtype}, as the parameter: .astype(np.{w.dtype}) converts it"
+            f"{label}: dtype {array.dtype}, expected {dtype}, as the parameter: .astype(np.{dtype}) converts it"
         )
-    if array.shape != w.shape:
-        raise ValueError(f"{label}: shape {array.shape}, expected {w.shape}, as the parameter")
+    if array.shape != shape:
+        raise ValueError(f"{label}: shape {array.shape}, expected {shape}, as the parameter")
     return array
 
 
@@ -85,18 +156,18 @@ def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any,
     if len(packed) != len(groups):
         raise ValueError(f"param_groups: {count_of(len(packed), 'group')}, expected {len(groups)}, as here")
     settings: list[dict[str, Any]] = []
-    needed: list[tuple[str, ...]] = []  # for each parameter, the state arrays that its group's settings need
+    complete: list[dict[str, Any]] = []  # for each parameter, the settings that it will have
     steps_taken, rest = None, iter(keys)
     for i, group in enumerate(packed):
         members = part(group, "params", (list, tuple), f"param_groups[{i}]")
         expected = [next(rest) for _ in groups[i]["params"]]
         if list(members) != expected:
             raise ValueError(f"param_groups[{i}]['params']: {list(members)!r:.200}, expected {expected!r:.200}")
-        values = {key: value for key, value in group.items() if key not in ("params", "param_names", "step")}
+        values = {key: value for key, value in group.items() if key not in NOT_LOADED}
         settings.append(as_settings(values, f"param_groups[{i}][{{!r:.60}}]"))
-        complete = {**groups[i].settings(), **settings[i]}
-        check_together(complete, f"param_groups[{i}]: ")
-        needed += [arrays_of(complete)] * len(expected)
+        loaded = {**groups[i].settings(), **settings[i]}
+        check_together(loaded, f"param_groups[{i}]: ")
+        complete += [loaded] * len(expected)
         if "step" in group:
             count = as_count(f"param_groups[{i}]['step']", group["step"])
             steps_taken = max(count, steps_taken or 0)
@@ -106,13 +177,9 @@ def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any,
     if unknown:
         raise ValueError(f"state[{unknown[0]!r:.60}]: no such parameter, expected one of {keys!r:.200}")
     steps, states = [], []
-    for key, w, names in zip(keys, plan.params, needed, strict=True):
+    for key, w, own in zip(keys, map(np.asarray, plan.params), complete, strict=True):
         entry = part(entries, key, Mapping, "state")
-        surplus = [name for name in entry if name not in ("step", *STATE_NAMES)]
-        if surplus:
-            raise ValueError(f"state[{key!r}][{surplus[0]!r:.60}]: no such state, expected step, {', '.join(names)}")
         steps.append(as_count(f"state[{key!r}]['step']", part(entry, "step", object, f"state[{key!r}]")))
-        arrays = {name: part(entry, name, object, f"state[{key!r}]") for name in (*names, *entry) if name != "step"}
-        states.append({name: as_like(f"state[{key!r}][{name!r}]", a, w) for name, a in arrays.items()})
+        states.append(as_stored(f"state[{key!r}]", dict(entry), w, own))
     held = [group.held() for group in groups]
     return plan, steps, states, list(zip(held, settings, strict=True)), steps_taken

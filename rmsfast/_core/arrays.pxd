@@ -14,6 +14,7 @@ cdef class ArrayPlan(Plan):
     cdef readonly bint single           # one array, given as itself
     cdef readonly list params
     cdef list states                    # of each parameter, a list of its state arrays, or None for one
+    cdef list copies                    # what `mirror` was given: an array or None for each parameter; or empty
     cdef list values                    # the settings of each group, as a dict
     cdef list bound                     # the gradients that a step without any takes, or None
     cdef Span *reaches                  # of the gradients, where they are to be set to zero
@@ -21,6 +22,9 @@ cdef class ArrayPlan(Plan):
     cdef int name(self) except -1
     cdef int complete_states(self, groups) except -1
     cdef int take_states(self, list states) except -1
+    cdef int take_copies(self, list copies) except -1
+    cdef int find_spans(self, list states, list copies) except -1
+    cdef int point(self) except -1
     cdef int take_values(self, list values) except -1
     cdef bint collect(self, grads) except -1
     cdef bint take(self, Py_ssize_t i, PyObject *g) noexcept
@@ -29,6 +33,7 @@ cdef class ArrayPlan(Plan):
     cdef int erase_gradients(self, bint rows_only) except -1
     cdef Py_ssize_t most_steps(self) noexcept
     cdef int apply(self, rule, double grad_scale) except -1
+    cdef tuple taken_apart(self, Py_ssize_t i)
 
 
-cdef cnp.ndarray zeros_beside(cnp.ndarray w)
+cdef cnp.ndarray zeros_beside(cnp.ndarray w, tuple form)

@@ -15,11 +15,15 @@ from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
-    CACHE_LINE, GRAD_AVG, MOMENTUM_BUFFER, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item, rmsfast_settings,
+    CACHE_LINE, MASTER, NUMBERS, REMAINDER, RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_MASTERED,
+    RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SIGNED8, RMSFAST_SPLIT, RMSFAST_UNSIGNED8, SQUARE_AVG, STATE_ARRAYS, Item,
+    Storage, rmsfast_settings,
 )
-from rmsfast._core.memory cimport ALIGNED, WRITABLE, Memory, Span, folds, is_taken, reach_of, same_form
+from rmsfast._core.memory cimport (
+    ALIGNED, BFLOAT16, FLOAT16, FLOAT32, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
+)
 from rmsfast._core.ndarray cimport format_of, is_exact_array, show
-from rmsfast._core.plan cimport FINE, OWNERS, Plan, as_struct, calloc, keep, name_of, refuse
+from rmsfast._core.plan cimport COPY, FINE, OWNERS, Plan, as_struct, calloc, keep, name_of, refuse
 from rmsfast._core.rows cimport SummedRows, turned
 from rmsfast._core.threads cimport as_threads, most_threads
 
@@ -27,6 +31,7 @@ cnp.import_array()
 
 import numpy as np
 
+from rmsfast._core.formats import layout, numbers_of, store_in
 from rmsfast._core.plan import STATE_NAMES
 
 
@@ -41,8 +46,8 @@ cdef extern from "Python.h":
 cdef int check_updatable(str name, cnp.ndarray a) except -1:
     """Refuse an array whose elements cannot be updated in place."""
     if not is_taken(format_of(a)):
-        raise TypeError(f"{name}: dtype {(<object>a).dtype}, expected float32, float64, complex64 or complex128 in "
-                        f"native byte order: {name}.astype('float32')")
+        raise TypeError(f"{name}: dtype {(<object>a).dtype}, expected float32, float64, complex64, complex128, float16 "
+                        f"or bfloat16 in native byte order: {name}.astype('float32')")
     if not cnp.PyArray_ISWRITEABLE(a):
         raise ValueError(f"{name}: read-only, expected a writable array, because it is updated in place: np.array(x) "
                          "makes a copy that can be trained")
@@ -55,28 +60,47 @@ cdef int check_updatable(str name, cnp.ndarray a) except -1:
     return 0
 
 
-cdef cnp.ndarray zeros_beside(cnp.ndarray w):
-    """New zeros with w's dtype, shape and memory order, and its offset from a cache line."""
-    w = np.asarray(w)   # whatever a subclass says of these
-    cdef cnp.ndarray memory = np.zeros(cnp.PyArray_NBYTES(w) + CACHE_LINE, np.uint8)
-    shift = (<size_t>cnp.PyArray_DATA(w) - <size_t>cnp.PyArray_DATA(memory)) % CACHE_LINE
-    flat = memory[shift:shift + cnp.PyArray_NBYTES(w)].view((<object>w).dtype)
-    return flat.reshape((<object>w).shape, order="C" if cnp.PyArray_IS_C_CONTIGUOUS(w) else "F")
+cdef cnp.ndarray zeros_beside(cnp.ndarray w, tuple form):
+    """New zeros of a form, a dtype and a shape, with w's memory order and, where it has that dtype, its offset from a
+    cache line."""
+    dtype, shape = form
+    cdef Py_ssize_t nbytes = dtype.itemsize * int(np.prod(shape, dtype=object))
+    cdef cnp.ndarray memory = np.zeros(nbytes + CACHE_LINE, np.uint8)
+    start = <size_t>cnp.PyArray_DATA(w) if dtype == (<object>w).dtype else 0
+    shift = (start - <size_t>cnp.PyArray_DATA(memory)) % CACHE_LINE
+    flat = memory[shift:shift + nbytes].view(dtype)
+    return flat.reshape(shape, order="C" if cnp.PyArray_IS_C_CONTIGUOUS(w) else "F")
 
 
-cdef cnp.ndarray new_square_avg(cnp.ndarray w, double start):
-    """The array v at the start; of complex numbers, both parts."""
-    v = zeros_beside(w)
+cdef int begin_state(cnp.ndarray w, list state, double start) except -1:
+    """Give new arrays, which are zeros, the numbers at the start: v that of the setting, of complex numbers both parts; a
+    master the parameter."""
+    v = state[SQUARE_AVG]
     if start != 0:
         with np.errstate(all="ignore"):     # as everywhere: what the type cannot hold is infinite, or 0
-            v[...] = complex(start, start) if np.iscomplexobj(v) else start
-    return v
+            if format_of(v) in (UINT8, UINT16, BFLOAT16):
+                store_in("unsigned8" if format_of(v) == UINT8 else "bfloat16", np.full(v.shape, start, np.float32), v,
+                         state[NUMBERS + SQUARE_AVG])
+            else:
+                v[...] = complex(start, start) if np.iscomplexobj(v) else start
+    if state[MASTER] is not None:
+        state[MASTER][...] = np.asarray(w)
+    return 0
+
+
+cdef int check_formats(str name, w, settings) except -1:
+    """Refuse a format of the state that a parameter cannot have."""
+    if settings["state_dtype"] is not None and w.dtype != np.float32 and not is_half(format_of(w)):
+        raise ValueError(f"{name}: {w.dtype} with state_dtype={settings['state_dtype']!r}, expected float32, float16 or "
+                         "bfloat16, because such a state has less precision than float32: leave state_dtype out here, "
+                         "or put this parameter in a group of its own")
+    return 0
 
 
 cdef cnp.ndarray in_memory_order(a, bint c_order):
     """An array's numbers in C order or in Fortran order, flat; a copy where needed."""
     flat = np.asarray(a).reshape(-1, order="C" if c_order else "F")
-    return flat.view(flat.real.dtype)
+    return flat.view(np.uint16 if flat.dtype.name == "bfloat16" else flat.real.dtype)
 
 
 cdef cnp.ndarray memory_of(PyObject *g):
@@ -95,6 +119,11 @@ cdef bint shares_memory(g, h) except -1:
         return np.shares_memory(memory_of(<PyObject *>g), memory_of(<PyObject *>h), max_work=10_000)
     except np.exceptions.TooHardError:
         return True
+
+
+cdef int half_of(int format) noexcept:
+    """What the loops call a format of 16 bits; all others are stored as they are."""
+    return RMSFAST_FLOAT16 if format == FLOAT16 else RMSFAST_BFLOAT16 if format == BFLOAT16 else RMSFAST_AS_THEY_ARE
 
 
 # ---- The plan ----
@@ -122,13 +151,17 @@ cdef class ArrayPlan(Plan):
             show(self.params[i], &shown)
             shown.flags = WRITABLE | ALIGNED
             axes = self.describe(i, group_of[i], &shown, axes)
-            self.watch(i, <PyObject *>self.params[i], &shown, False)
+            self.watch(i, <PyObject *>self.params[i], &shown, -1)
             if i < kept:
                 self.records[i].steps = shorter.records[i].steps
         states = [] if shorter is None else shorter.states.copy()
         for i in range(kept, self.count):
-            square_avg = new_square_avg(self.params[i], self.groups[group_of[i]]["initial_square_avg"])
-            states.append([square_avg, None, None])
+            w, settings = np.asarray(self.params[i]), self.groups[group_of[i]]
+            check_formats(self.label("params", i), w, settings)
+            arrays = layout(w, settings)
+            states.append([zeros_beside(w, arrays[name]) if name in arrays else None for name in STATE_NAMES])
+            begin_state(w, states[i], settings["initial_square_avg"])
+        self.copies = [] if shorter is None else shorter.copies + [None] * (self.count - kept if shorter.copies else 0)
         self.take_states(states)
         self.complete_states(self.groups)
 
@@ -162,35 +195,94 @@ cdef class ArrayPlan(Plan):
 
     cdef int complete_states(self, groups) except -1:
         """Make, as zeros, what the settings of the groups ask for and is not there yet."""
-        cdef Py_ssize_t i, k
+        cdef Py_ssize_t i
         states = None
         for i in range(self.count):
-            group = groups[self.items[i].group]
-            for k, wanted in ((GRAD_AVG, group["centered"]), (MOMENTUM_BUFFER, group["momentum"] != 0)):
-                if wanted and self.states[i][k] is None:
+            w = np.asarray(self.params[i])  # whatever a subclass says of dtype and shape
+            for name, form in layout(w, groups[self.items[i].group]).items():
+                k = STATE_NAMES.index(name)
+                if self.states[i][k] is None:
                     if states is None:
                         states = [state.copy() for state in self.states]
-                    states[i][k] = zeros_beside(self.params[i])
+                    states[i][k] = zeros_beside(w, form)
         if states is not None:
             self.take_states(states)
         return 0
 
     cdef int take_states(self, list states) except -1:
         """Work on these state arrays from now on, or raise and keep those from before."""
+        self.find_spans(states, self.copies)
+        self.states = states
+        self.warm = False
+        self.point()
+        return 0
+
+    cdef int take_copies(self, list copies) except -1:
+        """Write the parameters to these arrays as well, now and in each step, or raise and keep those from before."""
+        cdef Py_ssize_t i
+        cdef Memory shown
+        cdef bint direct
+        for i, copy in enumerate(copies):
+            if copy is None:
+                continue
+            w, label = np.asarray(self.params[i]), self.label("copies", i)
+            if not isinstance(copy, np.ndarray):
+                raise TypeError(f"{label}: rows, expected an array")
+            if w.dtype != np.float32 or not is_half(format_of(copy)):
+                raise TypeError(f"{label}: dtype {copy.dtype} for a {w.dtype} parameter, expected float16 or bfloat16 for a "
+                                "float32 one: np.zeros_like(w, dtype=np.float16)")
+            show(copy, &shown)
+            if not same_form(&shown, &self.records[i].shown, &direct):
+                raise ValueError(f"{label}: shape {copy.shape}, expected {w.shape}, as the parameter")
+            if (not direct and copy.size > 0) or not shown.flags & WRITABLE or not shown.flags & ALIGNED:
+                raise ValueError(f"{label}: strides {copy.strides}, writable: {copy.flags.writeable}, expected the "
+                                 "parameter's memory order, and writable, aligned memory")
+        self.find_spans(self.states, copies)
+        self.copies = copies
+        for i in range(self.count):
+            self.records[i].n_places = 1        # the parameter itself
+            if copies and copies[i] is not None:
+                show(copies[i], &shown)
+                self.watch(i, <PyObject *>copies[i], &shown, -1)
+                store_in("float16" if shown.format == FLOAT16 else "bfloat16", self.params[i], copies[i])
+        return self.point()
+
+    cdef int find_spans(self, list states, list copies) except -1:
+        """Take note of the memory of all that steps write, or raise and keep what was noted before."""
         cdef Py_ssize_t i, nbytes
         found = []
         for i in range(self.count):
-            nbytes = self.items[i].n * self.items[i].itemsize
-            for k, a in enumerate([self.params[i], *states[i]]):
-                if nbytes > 0 and a is not None:
+            for k, a in enumerate([self.params[i], *states[i], copies[i] if copies else None]):
+                nbytes = 0 if a is None else cnp.PyArray_NBYTES(a)
+                if nbytes > 0:
                     start = <size_t>cnp.PyArray_DATA(a)
                     found.append((start, start + nbytes, OWNERS * i + k))
-        self.take_spans(found)
-        self.states = states
-        self.warm = False
+        return self.take_spans(found)
+
+    cdef int point(self) except -1:
+        """Point the items to the arrays of the state and to copies, and say how the numbers in them are stored."""
+        cdef Py_ssize_t i, k
+        cdef int w, v
+        cdef Item *item
+        cdef Storage *storage
         for i in range(self.count):
-            for k, a in enumerate(states[i]):
-                self.items[i].state[k] = NULL if a is None else <char *>cnp.PyArray_DATA(a)
+            item = &self.items[i]
+            state, copy = self.states[i], self.copies[i] if self.copies else None
+            for k, a in enumerate(state):
+                item.state[k] = NULL if a is None else <char *>cnp.PyArray_DATA(a)
+            w, v = self.records[i].shown.format, format_of(state[SQUARE_AVG])
+            if copy is None and not is_half(w) and v not in (UINT8, UINT16, BFLOAT16):
+                item.storage = NULL
+                continue
+            storage = self.store(i)
+            storage.w = (RMSFAST_SPLIT if state[REMAINDER] is not None else RMSFAST_MASTERED if state[MASTER] is not None
+                         else half_of(w))
+            for k in range(NUMBERS):
+                storage.state[k] = (
+                    RMSFAST_AS_THEY_ARE if v not in (UINT8, UINT16, BFLOAT16) else RMSFAST_BFLOAT16 if v != UINT8
+                    else RMSFAST_UNSIGNED8 if k == SQUARE_AVG else RMSFAST_SIGNED8)
+            storage.copy = NULL if copy is None else <char *>cnp.PyArray_DATA(copy)
+            storage.mirror = RMSFAST_AS_THEY_ARE if copy is None else half_of(format_of(copy))
         return 0
 
     cdef int take_values(self, list values) except -1:
@@ -306,12 +398,13 @@ cdef class ArrayPlan(Plan):
         """Let a Python function do what the kernel does. Returns the answer to nonfinite numbers, as `Plan.measure`.
 
         It is called with a tuple for each parameter that has a gradient, and with the scale. The tuple holds the
-        settings, the step's number, and w, v, m, b and g as flat arrays of real numbers, of rows one after another. It
-        works in place and returns, for each of them, how many nonfinite numbers kept it from doing anything.
+        settings, the step's number, the parameter's index, a dict of its arrays ("w", those of the state by name, and
+        "copy" where there is one), its gradient, and a list of which elements to update, one part after another. All
+        arrays are flat, in the order in which the parameter lies in memory, of real numbers; bfloat16 ones are uint16. It
+        works in place and returns, for each parameter, how many nonfinite numbers kept it from doing anything.
         """
         cdef Py_ssize_t i
         cdef int answer = RMSFAST_PROPAGATE
-        cdef Item *item
         stepping = []
         parameters = []
         for i in range(self.count):
@@ -319,30 +412,34 @@ cdef class ArrayPlan(Plan):
             if self.records[i].grad != NULL:
                 stepping.append(i)
         for i in stepping:
-            item = &self.items[i]
-            c_order = item.c_order
-            g = <object>self.records[i].grad
-            arrays = [np.asarray(self.params[i]), *self.states[i]]
-            if isinstance(g, SummedRows):
-                arrays = [None if a is None else turned(a, c_order)[(<SummedRows>g).indices] for a in arrays]
-                g = (<SummedRows>g).values()
-                c_order = True
-            flat = [None if a is None else in_memory_order(a, c_order) for a in [*arrays, g]]
-            parameters.append((self.values[item.group], self.records[i].steps + 1, *flat))
+            arrays = {"w": self.params[i], **dict(zip(STATE_NAMES, self.states[i]))}
+            if self.copies:
+                arrays["copy"] = self.copies[i]
+            g, parts = self.taken_apart(i)
+            flat = {name: in_memory_order(a, self.items[i].c_order) for name, a in arrays.items() if a is not None}
+            parameters.append((self.values[self.items[i].group], self.records[i].steps + 1, i, flat, g, parts))
         for i, nonfinite in zip(stepping, rule(parameters, grad_scale)):
             self.records[i].nonfinite = nonfinite
             if nonfinite > 0 and answer != RMSFAST_RAISE:
                 answer = self.settings[self.items[i].group].nonfinite
-        if answer == RMSFAST_PROPAGATE:
-            for i, (_, _, *flat, _) in zip(stepping, parameters):
-                g = <object>self.records[i].grad
-                if isinstance(g, SummedRows):
-                    indices = (<SummedRows>g).indices
-                    for a, rows in zip([np.asarray(self.params[i]), *self.states[i]], flat):
-                        if a is not None:
-                            a = turned(a, self.items[i].c_order)
-                            a[indices] = rows.view(a.dtype).reshape(len(indices), *a.shape[1:])
         return answer
+
+    cdef tuple taken_apart(self, Py_ssize_t i):
+        """A gradient, flat, and the list of which elements belong to it: all at once; or those of rows, one after another
+        where rows share a block with one scale, 256 at a time."""
+        cdef Item *item = &self.items[i]
+        g = <object>self.records[i].grad
+        if not isinstance(g, SummedRows):
+            return in_memory_order(g, item.c_order), [slice(None)]
+        w = np.asarray(self.params[i])
+        order = np.arange(w.size).reshape(w.shape, order="C" if item.c_order else "F")
+        rows = turned(order, item.c_order)[(<SummedRows>g).indices].reshape(len((<SummedRows>g).indices), -1)
+        places = (rows.reshape(-1, 1) * item.reals + np.arange(item.reals)).reshape(-1)
+        parts = [places]
+        if self.alone and item.state[NUMBERS + SQUARE_AVG] != NULL:
+            most = 256 if item.c_order else 1
+            parts = [row[k:k + most] for row in rows for k in range(0, rows.shape[1], most)]
+        return in_memory_order((<SummedRows>g).values(), True), parts
 
 
 # ---- One array, with the user's own state ----

@@ -4,6 +4,7 @@ All parameters of a step form one line of elements. An item of it is one paramet
 """
 
 from libc.math cimport INFINITY
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 
@@ -25,24 +26,52 @@ cdef extern from "csrc/rmsfast.h" nogil:
         int bias_correction
         int maximize
         int nonfinite
+        int stochastic
+        uint64_t seed
     ctypedef struct rmsfast_block:
         double squares
         Py_ssize_t nonfinite
     int RMSFAST_FLOAT32, RMSFAST_FLOAT64
     int RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP
     int RMSFAST_BLOCK
+    int RMSFAST_AS_THEY_ARE, RMSFAST_FLOAT16, RMSFAST_BFLOAT16, RMSFAST_SPLIT, RMSFAST_MASTERED, RMSFAST_UNSIGNED8
+    int RMSFAST_SIGNED8
+    int RMSFAST_NEAREST, RMSFAST_STOCHASTIC
 
 
 cdef enum:
-    SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STATE_ARRAYS
+    # The state of a parameter: arrays of numbers; with those of 8 bits, the scales of their blocks; with a bfloat16
+    # parameter, the rest of its float32 master's bits, or with a float16 one that master.
+    SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, NUMBERS
+    SCALES = NUMBERS
+    REMAINDER = SCALES + NUMBERS
+    MASTER, STATE_ARRAYS
+
+cdef enum:
     CACHE_LINE = 64
+    SCALED = 64     # numbers that share a scale: RMSFAST_SCALED
     # An item costs this much beside its elements, in bytes of elements in the cache: 15 ns.
     ITEM_COST = 512
+
+
+cdef struct Storage:
+    # How the numbers of one parameter are stored, where they are float32 and not all are stored as they are.
+    int w                   # RMSFAST_AS_THEY_ARE and so on
+    int state[NUMBERS]
+    bint draws              # some are rounded by random bits, …
+    bint draws_w            # … also those of w; of these numbers:
+    uint64_t seed
+    uint64_t parameter
+    uint64_t step
+    int mirror              # how w is stored once more, …
+    char *copy              # … here, or NULL
 
 
 cdef struct Gradient:
     # What a step takes for one parameter.
     char *g                 # NULL: this step leaves the parameter alone
+    int format              # RMSFAST_AS_THEY_ARE and so on
+    int itemsize            # bytes
     Py_ssize_t active       # elements that this step updates: all, or those of `rows`
     const Py_ssize_t *rows  # NULL: all; else those that have a gradient, and where it is
     const char *const *row_grads
@@ -61,10 +90,12 @@ cdef struct Item:
     Py_ssize_t n            # elements
     Py_ssize_t row          # elements in one row, along the first axis
     int itemsize            # bytes
+    int weight              # of an element on the line, in bytes
     int reals               # numbers in an element: two in a complex one
     int dtype               # RMSFAST_FLOAT32 or RMSFAST_FLOAT64
     int group
     int ndim
+    Storage *storage        # NULL: all numbers are stored as they are
     bint c_order            # the first axis is the slowest in memory; else, for rows, it is the fastest
     Py_ssize_t *shape       # from the axis that is slowest in memory to the fastest
     Py_ssize_t *strides     # those of the gradient, in bytes, where it is not direct
@@ -106,6 +137,9 @@ cdef inline size_t start_of(size_t length, int t, int threads) noexcept nogil:
     return length if t == threads else length // threads * t
 
 
+cdef void store_numbers(int format, int rounding, void *data, void *more, Py_ssize_t n, const float *x,
+                        uint16_t *random) noexcept nogil
+cdef void load_numbers(int format, float *x, const void *data, const void *more, Py_ssize_t n) noexcept nogil
 cdef Py_ssize_t cut(const Item *item, size_t begin, size_t at) noexcept nogil
 cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
 cdef void work_line(const Work *work, size_t length, int threads) noexcept nogil

@@ -8,6 +8,7 @@ import os
 
 cimport cython
 from cython.parallel cimport prange
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
 
@@ -24,8 +25,18 @@ cdef extern from "csrc/rmsfast.h" nogil:
         rmsfast_form form
         rmsfast_measure measure
         rmsfast_update update[2][3][2]
+    ctypedef void (*rmsfast_load)(float *x, const void *data, const void *more, Py_ssize_t start, Py_ssize_t n) noexcept
+    ctypedef void (*rmsfast_store)(void *data, void *more, Py_ssize_t start, Py_ssize_t n, const float *x,
+                                   const uint16_t *random) noexcept
+    ctypedef void (*rmsfast_randomize)(uint16_t *random, uint64_t key, Py_ssize_t start, Py_ssize_t n) noexcept
+    ctypedef struct rmsfast_storage:
+        rmsfast_load load[7]
+        rmsfast_store store[2][7]
+        rmsfast_randomize randomize
+    uint64_t rmsfast_key(uint64_t seed, uint64_t parameter, uint64_t step, uint64_t stream)
     ctypedef struct rmsfast_isa:
         const char *name
+        const rmsfast_storage *storage
         const rmsfast_stages *stages[3][2]
     const rmsfast_isa *rmsfast_usable_isa(int k)
     int rmsfast_choose_roots(rmsfast_stages *stages, const rmsfast_isa *isa)
@@ -44,6 +55,7 @@ cdef extern from "csrc/fpmode.h" nogil:
 
 cdef extern from *:
     """
+    _Static_assert(RMSFAST_SCALED == 64, "SCALED");
     #ifdef _OPENMP
     enum { HAS_OPENMP = 1 };
     #else
@@ -100,6 +112,8 @@ ROOT = choose_root(os.environ.get("RMSFAST_ROOT"))
 
 # ---- Stages ----
 
+cdef Storage AS_THEY_ARE     # all numbers
+
 cdef enum:
     # Numbers that go from stage to stage at a time, where there is more than one. They are so few that the end of one
     # tile's update, which waits for the divider, overlaps with the gathering for the next tile.
@@ -116,10 +130,12 @@ cdef Py_ssize_t cut(const Item *item, size_t begin, size_t at) noexcept nogil:
         return 0
     if at >= item.gradient.end:
         return item.gradient.active
-    nbytes = item.gradient.active * item.itemsize
+    nbytes = item.gradient.active * item.weight
     inside = min(at - begin, nbytes)
     if inside == nbytes:
         return item.gradient.active
+    if item.storage != NULL:
+        return <Py_ssize_t>inside // item.weight // SCALED * SCALED
     inside -= min(inside, (<size_t>item.w + inside) % CACHE_LINE)
     return <Py_ssize_t>inside // item.itemsize
 
@@ -148,9 +164,9 @@ cdef inline const char *bring_in(const Item *item, Py_ssize_t start, Py_ssize_t 
     cdef Py_ssize_t k, inside
     place[0] = start
     if item.gradient.direct:
-        return item.gradient.g + start * item.itemsize
+        return item.gradient.g + start * item.gradient.itemsize
     if item.gradient.rows == NULL:
-        rmsfast_gather(room, item.gradient.g, start, n[0], item.itemsize, item.ndim, item.shape, item.strides)
+        rmsfast_gather(room, item.gradient.g, start, n[0], item.gradient.itemsize, item.ndim, item.shape, item.strides)
         return <const char *>room
     k = start // item.row
     inside = start % item.row
@@ -162,15 +178,15 @@ cdef inline const char *bring_in(const Item *item, Py_ssize_t start, Py_ssize_t 
     else:
         place[0] = item.gradient.rows[k] + item.n // item.row * inside
         n[0] = 1
-    return item.gradient.row_grads[k] + inside * item.itemsize
+    return item.gradient.row_grads[k] + inside * item.gradient.itemsize
 
 
 cdef inline void erase(const Item *item, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
     """Set elements of a gradient to zero; those of rows are left to the front, which knows the array given."""
     if item.gradient.direct:
-        memset(item.gradient.g + start * item.itemsize, 0, n * item.itemsize)
+        memset(item.gradient.g + start * item.gradient.itemsize, 0, n * item.gradient.itemsize)
     elif item.gradient.rows == NULL:
-        rmsfast_zero(item.gradient.g, start, n, item.itemsize, item.ndim, item.shape, item.strides)
+        rmsfast_zero(item.gradient.g, start, n, item.gradient.itemsize, item.ndim, item.shape, item.strides)
 
 
 cdef struct Update:
@@ -225,6 +241,84 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
         start += n
 
 
+cdef enum:
+    # Most numbers that `update_stored` has at hand: a tile, which may begin and end inside of blocks.
+    AT_HAND = TILE + 2 * SCALED
+
+
+cdef void update_stored(const Work *work, const Item *item, const Update *update, Py_ssize_t start,
+                        Py_ssize_t stop) noexcept nogil:
+    """As `update_item`, where numbers are not stored as they are: bring a tile's numbers, update, store them.
+
+    Numbers of 8 bits are stored by whole blocks, because a block's scale may change. The elements of a block that this
+    step does not update keep their values, except those that fall below the block's range.
+    """
+    cdef float at_hand[NUMBERS + 2][AT_HAND]
+    cdef uint16_t random[AT_HAND]
+    cdef double gathered[TILE]
+    cdef const Storage *storage = &AS_THEY_ARE if item.storage == NULL else item.storage
+    cdef const rmsfast_storage *formats = isa.storage
+    cdef float *w
+    cdef float *numbers[NUMBERS]
+    cdef Py_ssize_t n, size, place, first, around, begin, length
+    cdef const char *g
+    cdef bint scaled
+    cdef int k
+    while start < stop:
+        n = min(<Py_ssize_t>TILE, stop - start)
+        g = bring_in(item, start, &n, &place, gathered)
+        around = place % SCALED     # elements before the first one, in its block
+        first = place - around
+        size = min((around + n + SCALED - 1) // SCALED * SCALED, item.n - first)
+        if item.gradient.format != RMSFAST_AS_THEY_ARE:
+            formats.load[item.gradient.format](at_hand[NUMBERS], g, NULL, 0, n)
+            g = <const char *>at_hand[NUMBERS]
+        w = <float *>item.w + place
+        if storage.w != RMSFAST_AS_THEY_ARE:
+            w = at_hand[NUMBERS + 1]
+            formats.load[storage.w](w, item.w, item.state[MASTER if storage.w == RMSFAST_MASTERED else REMAINDER],
+                                    place, n)
+        for k in range(NUMBERS):
+            numbers[k] = NULL if item.state[k] == NULL else <float *>item.state[k] + place
+            if storage.state[k] != RMSFAST_AS_THEY_ARE and item.state[k] != NULL:
+                scaled = storage.state[k] != RMSFAST_BFLOAT16
+                numbers[k] = at_hand[k] + around
+                begin = first if scaled else place
+                formats.load[storage.state[k]](numbers[k] - (place - begin), item.state[k], item.state[SCALES + k],
+                                               begin, size if scaled else n)
+        update.function(w, numbers[SQUARE_AVG], numbers[GRAD_AVG], numbers[MOMENTUM_BUFFER], g, n, &update.scalars)
+        for k in range(NUMBERS):
+            if storage.state[k] != RMSFAST_AS_THEY_ARE and item.state[k] != NULL:
+                scaled = storage.state[k] != RMSFAST_BFLOAT16
+                formats.randomize(random, rmsfast_key(storage.seed, storage.parameter, storage.step, 1 + k), first, size)
+                begin = first if scaled else place
+                length = size if scaled else n
+                formats.store[RMSFAST_STOCHASTIC][storage.state[k]](
+                    item.state[k], item.state[SCALES + k], begin, length, numbers[k] - (place - begin),
+                    random + (begin - first))
+        if storage.w != RMSFAST_AS_THEY_ARE:
+            if storage.draws_w:
+                formats.randomize(random, rmsfast_key(storage.seed, storage.parameter, storage.step, 0), first, size)
+            formats.store[storage.draws_w][storage.w](
+                item.w, item.state[MASTER if storage.w == RMSFAST_MASTERED else REMAINDER], place, n, w, random + around)
+        if storage.copy != NULL:
+            formats.store[RMSFAST_NEAREST][storage.mirror](storage.copy, NULL, place, n, w, NULL)
+        if work.zero_grads:
+            erase(item, start, n)
+        start += n
+
+
+cdef void store_numbers(int format, int rounding, void *data, void *more, Py_ssize_t n, const float *x,
+                        uint16_t *random) noexcept nogil:
+    """Store n numbers as a format says."""
+    isa.storage.store[rounding][format](data, more, 0, n, x, random)
+
+
+cdef void load_numbers(int format, float *x, const void *data, const void *more, Py_ssize_t n) noexcept nogil:
+    """Bring back n numbers."""
+    isa.storage.load[format](x, data, more, 0, n)
+
+
 cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """Measure the blocks of a gradient that begin in [start, stop)."""
     cdef double numbers[1024]
@@ -238,8 +332,8 @@ cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_
     start -= start % size
     stop -= 0 if stop == item.gradient.active else stop % size
     block = work.blocks + item.gradient.first_block + start // size
-    if item.gradient.direct:
-        g = item.gradient.g + start * item.itemsize
+    if item.gradient.direct and item.gradient.format == RMSFAST_AS_THEY_ARE:
+        g = item.gradient.g + start * item.gradient.itemsize
         stages.measure(block, g, (stop - start) * item.reals, work.grad_scale, work.shrink)
         return
     while start < stop:
@@ -247,7 +341,10 @@ cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_
         while filled < min(size, stop - start):
             n = min(size, stop - start) - filled
             g = bring_in(item, start + filled, &n, &place, room)
-            memcpy(<char *>numbers + filled * item.itemsize, g, n * item.itemsize)
+            if item.gradient.format == RMSFAST_AS_THEY_ARE:
+                memcpy(<char *>numbers + filled * item.gradient.itemsize, g, n * item.gradient.itemsize)
+            else:
+                isa.storage.load[item.gradient.format](<float *>numbers + filled, g, NULL, 0, n)
             filled += n
         stages.measure(block, numbers, filled * item.reals, work.grad_scale, work.shrink)
         block += 1
@@ -280,7 +377,10 @@ cdef void work_stretch(const Work *work, size_t start, size_t stop) noexcept nog
             last = cut(item, begin, stop)
             if work.blocks == NULL:
                 choose_update(&update, work, item)
-                update_item(work, item, &update, first, last)
+                if item.storage == NULL and item.gradient.format == RMSFAST_AS_THEY_ARE:
+                    update_item(work, item, &update, first, last)
+                else:
+                    update_stored(work, item, &update, first, last)
             elif work.measure_all or asks_for_measures(&work.settings[item.group]):
                 measure_item(work, item, first, last)
         begin = item.gradient.end

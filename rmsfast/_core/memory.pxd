@@ -10,13 +10,18 @@ cdef extern from "csrc/rmsfast.h" nogil:
 
 
 cdef enum:
-    # How an element is stored: NumPy's type numbers, so that an array shows its own. The kernel takes these. OTHER is a
-    # type that has no number here, or whose bytes have the other order.
+    # What an element is: NumPy's type numbers, so that an array shows its own; bfloat16 has none. OTHER is a type that has
+    # no number here, or whose bytes have the other order.
     OTHER = -1
+    UINT8 = 2
+    INT16 = 3
+    UINT16 = 4
     FLOAT32 = 11
     FLOAT64 = 12
     COMPLEX64 = 14
     COMPLEX128 = 15
+    FLOAT16 = 23
+    BFLOAT16 = 1000
 
 cdef enum:
     MOST_AXES = 64
@@ -45,17 +50,30 @@ cdef struct Span:
 
 
 cdef inline bint is_taken(int format) noexcept nogil:
-    """Whether the kernel takes elements of a format."""
-    return format == FLOAT32 or format == FLOAT64 or format == COMPLEX64 or format == COMPLEX128
+    """Whether the kernel takes parameters of a format."""
+    return format == FLOAT32 or format == FLOAT64 or format == COMPLEX64 or format == COMPLEX128 or is_half(format)
+
+
+cdef inline bint is_half(int format) noexcept nogil:
+    return format == FLOAT16 or format == BFLOAT16
+
+
+cdef inline bint fits(int format, int parameter) noexcept nogil:
+    """Whether a parameter takes gradients of a format: its own, or one is float32 and the other half of that."""
+    return format == parameter or (format == FLOAT32 and is_half(parameter)) or (is_half(format) and parameter == FLOAT32)
 
 
 cdef inline int itemsize_of(int format) noexcept nogil:
-    return 4 if format == FLOAT32 else 16 if format == COMPLEX128 else 8
+    if format == FLOAT32:
+        return 4
+    if is_half(format) or format == INT16 or format == UINT16:
+        return 2
+    return 16 if format == COMPLEX128 else 1 if format == UINT8 else 8
 
 
 cdef inline int reals_of(int format) noexcept nogil:
     """How many numbers an element has."""
-    return 2 if format >= COMPLEX64 else 1
+    return 2 if format == COMPLEX64 or format == COMPLEX128 else 1
 
 
 cdef inline Py_ssize_t size_of(const Memory *memory) noexcept nogil:
@@ -68,15 +86,16 @@ cdef inline Py_ssize_t size_of(const Memory *memory) noexcept nogil:
 
 
 cdef inline bint same_form(const Memory *seen, const Memory *shown, bint *direct) noexcept nogil:
-    """Whether an array has the shape of a parameter; and whether its elements lie as that one's."""
+    """Whether an array has the shape of a parameter; and whether its elements lie as that one's, whatever their size."""
     cdef int axis
+    cdef Py_ssize_t size = seen.unit * itemsize_of(shown.format), other = shown.unit * itemsize_of(seen.format)
     direct[0] = True
     if seen.ndim != shown.ndim:
         return False
     for axis in range(seen.ndim):
         if seen.shape[axis] != shown.shape[axis]:
             return False
-        if seen.strides[axis] != shown.strides[axis] and seen.shape[axis] != 1:
+        if seen.strides[axis] * size != shown.strides[axis] * other and seen.shape[axis] != 1:
             direct[0] = False
     return True
 

@@ -3,13 +3,14 @@
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-from rmsfast._core.kernel cimport STATE_ARRAYS, Gradient, Item, Work, rmsfast_block, rmsfast_settings
+from rmsfast._core.kernel cimport STATE_ARRAYS, Gradient, Item, Storage, Work, rmsfast_block, rmsfast_settings
 from rmsfast._core.memory cimport Memory, Span
 from rmsfast._core.threads cimport Learned
 
 
 cdef enum:
-    OWNERS = STATE_ARRAYS + 1   # of spans: parameter i itself is OWNERS·i, then come its state arrays
+    COPY = STATE_ARRAYS + 1     # after a parameter and its state: what `mirror` was given
+    OWNERS = COPY + 1           # of spans: parameter i itself is OWNERS·i, then come its state arrays
     PLACES = OWNERS + 1         # the same, and the step count
     SIZES = 64                  # of works, in powers of two of their bytes
 
@@ -36,14 +37,15 @@ cdef struct Place:
     PyObject *owner
     char *data
     int format
-    bint is_count           # a step count: one number, of a shape of its own
+    Py_ssize_t size         # of a tensor that has a shape of its own, as a step count; else -1
 
 
 cdef struct Record:
     # What the calling thread keeps of a parameter. What each step reads comes first.
     PyObject *grad          # the reference that keeps the gradient's memory
     char *checked           # a gradient that lay here, as its parameter does, shared no memory …
-    Py_ssize_t checked_at   # … when the spans had changed so often
+    Py_ssize_t checked_at   # … when the spans had changed so often, …
+    int checked_as          # … and it had this format
     Memory shown            # how the front shows the parameter and its state; `data` says nothing
     Py_ssize_t n_places     # of the next, that each step looks at
     Place places[PLACES]
@@ -61,6 +63,7 @@ cdef struct Record:
 cdef class Plan:
     cdef Py_ssize_t count
     cdef Item *items
+    cdef Storage *storages              # of items whose numbers are not all stored as they are, or NULL
     cdef Record *records
     cdef Work *work
     cdef rmsfast_settings *settings     # by group
@@ -76,6 +79,7 @@ cdef class Plan:
     cdef bint measures_all              # … or for the norm of all gradients
     cdef bint corrects                  # a group asks for the correction of the bias
     cdef bint plain                     # all gradients of this step lie as their parameters do
+    cdef bint alone                     # a block of elements with one scale may belong to several rows: no team
     cdef bint warm                      # a step has touched the state before
     cdef int most                       # threads that this step may use
     cdef Fault fault                    # what `check` found, …
@@ -89,7 +93,8 @@ cdef class Plan:
     # What is made once.
     cdef int reserve(self, Py_ssize_t count, Py_ssize_t groups, Py_ssize_t axes) except -1
     cdef Py_ssize_t *describe(self, Py_ssize_t i, int group, const Memory *shown, Py_ssize_t *axes) except NULL
-    cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, bint is_count) except -1
+    cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, Py_ssize_t size) except -1
+    cdef Storage *store(self, Py_ssize_t i) except NULL
     cdef int take_spans(self, list found) except -1
     cdef int take_settings(self, list structs) except -1
     cdef void learn_from(self, Plan older) noexcept

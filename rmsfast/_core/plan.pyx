@@ -13,15 +13,16 @@ cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_DECREF
 from libc.math cimport INFINITY, isinf, ldexp, pow, sqrt
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from rmsfast._core.kernel cimport (
-    ITEM_COST, RMSFAST_FLOAT32, RMSFAST_FLOAT64, RMSFAST_PROPAGATE, RMSFAST_RAISE, asks_for_measures, blocks_of,
-    measure_item, put, work_line,
+    ITEM_COST, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_FLOAT32, RMSFAST_FLOAT64,
+    RMSFAST_PROPAGATE, RMSFAST_RAISE, SCALED, SCALES, asks_for_measures, blocks_of, measure_item, put, work_line,
 )
 from rmsfast._core.memory cimport (
-    ALIGNED, COMPLEX64, COMPLEX128, FLOAT32, FLOAT64, MOST_AXES, WRITABLE, is_dense, is_in_c_order, itemsize_of, reals_of,
-    same_form, shared_with, size_of,
+    ALIGNED, BFLOAT16, COMPLEX64, COMPLEX128, FLOAT16, FLOAT32, FLOAT64, MOST_AXES, WRITABLE, fits, is_dense, is_half,
+    is_in_c_order, itemsize_of, reals_of, same_form, shared_with, size_of,
 )
 from rmsfast._core.rows cimport SummedRows
 from rmsfast._core.threads cimport clock, record, team_for, tuning
@@ -37,7 +38,11 @@ cdef extern from "csrc/fpmode.h" nogil:
     void rmsfast_fpmode_leave(rmsfast_fpmode)
 
 
-STATE_NAMES = "square_avg", "grad_avg", "momentum_buffer"
+# In the order of `kernel.pxd`.
+STATE_NAMES = (
+    "square_avg", "grad_avg", "momentum_buffer", "square_avg_scale", "grad_avg_scale", "momentum_buffer_scale",
+    "remainder", "master",
+)
 NONFINITE = ["propagate", "raise", "skip"]
 
 cdef PyObject *ROWS = <PyObject *>SummedRows
@@ -70,6 +75,8 @@ cdef rmsfast_settings as_struct(dict s) except *:
     settings.bias_correction = <bint>s["bias_correction"]
     settings.maximize = <bint>s["maximize"]
     settings.nonfinite = NONFINITE.index(s["nonfinite"])
+    settings.stochastic = s["rounding"] == "stochastic"
+    settings.seed = s["seed"]
     return settings
 
 
@@ -77,12 +84,13 @@ cdef rmsfast_settings as_struct(dict s) except *:
 
 cdef str owner_kind(Py_ssize_t owner):
     """What the owner of a span is to its parameter."""
-    return STATE_NAMES[owner % OWNERS - 1] if owner % OWNERS > 0 else "params"
+    return ("params", *STATE_NAMES, "copies")[owner % OWNERS]
 
 
 cdef str name_of(int format):
     """A dtype by NumPy's name."""
-    return {FLOAT32: "float32", FLOAT64: "float64", COMPLEX64: "complex64", COMPLEX128: "complex128"}[format]
+    return {FLOAT32: "float32", FLOAT64: "float64", COMPLEX64: "complex64", COMPLEX128: "complex128",
+            FLOAT16: "float16", BFLOAT16: "bfloat16"}[format]
 
 
 cdef tuple shape_of(const Memory *memory):
@@ -97,9 +105,12 @@ cdef int refuse(Plan plan) except -1:
     cdef object g = <object>plan.records[i].grad if plan.records[i].grad != NULL else None
     cdef str expected = f"{name_of(shown.format)} of shape {shape_of(shown)}"
     if plan.fault == MOVED:
-        w = <object>plan.records[i].places[0].owner
+        kind = "params"
+        if is_unmoved(plan, &plan.records[i], &plan.records[i].places[0]):
+            kind, expected = "copies", "before"
+        w = <object>plan.records[i].places[kind == "copies"].owner
         how = "" if plan.look(<PyObject *>w, &now) and now.flags & WRITABLE else "read-only "
-        raise ValueError(f"{plan.label('params', i)}: resized or changed after it was given to the optimizer: now "
+        raise ValueError(f"{plan.label(kind, i)}: resized or changed after it was given to the optimizer: now "
                          f"{how}{w.dtype} of shape {tuple(w.shape)}, expected the same memory, writable, as {expected}")
     name = plan.label("grads", i)
     if plan.fault == WRONG_ROWS:
@@ -112,7 +123,8 @@ cdef int refuse(Plan plan) except -1:
     if plan.fault == NO_MEMORY:
         raise ValueError(f"{name}: has no memory of its own, expected {expected} in this process's memory")
     if plan.fault == WRONG_TYPE:
-        raise TypeError(f"{name}: dtype {g.dtype}, expected {name_of(shown.format)}, as the parameter: "
+        other = " (or float32)" if is_half(shown.format) else ""
+        raise TypeError(f"{name}: dtype {g.dtype}, expected {name_of(shown.format)}, as the parameter{other}: "
                         "g.astype(w.dtype)")
     raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {shape_of(shown)}, as the parameter")
 
@@ -149,10 +161,15 @@ cdef inline bint is_unmoved(Plan plan, const Record *record, const Place *place)
     cdef bint direct
     if not plan.look(place.owner, &seen) or seen.data != place.data or seen.format != place.format:
         return False
-    if place.is_count:
-        return size_of(&seen) == 1
+    if place.size >= 0:
+        return size_of(&seen) == place.size
     return (same_form(&seen, &record.shown, &direct) and (direct or size_of(&seen) == 0)
             and seen.flags & record.shown.flags == record.shown.flags)
+
+
+cdef inline int stored_as(int format) noexcept nogil:
+    """What the loops call a format."""
+    return RMSFAST_FLOAT16 if format == FLOAT16 else RMSFAST_BFLOAT16 if format == BFLOAT16 else RMSFAST_AS_THEY_ARE
 
 
 cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
@@ -164,11 +181,13 @@ cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexc
     cdef int axis
     if not plan.look(record.grad, &seen):
         return NO_MEMORY
-    if seen.format != record.shown.format:
+    if not fits(seen.format, record.shown.format):
         return WRONG_TYPE
     if not same_form(&seen, &record.shown, &direct):
         return WRONG_SHAPE
     found.active = item.n
+    found.itemsize = itemsize_of(seen.format)
+    found.format = stored_as(seen.format)
     if item.n == 0:
         found.direct = True
         return FINE
@@ -176,7 +195,8 @@ cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexc
     found.g = seen.data
     if found.g == NULL:
         return NO_MEMORY
-    if found.direct and record.checked == found.g and record.checked_at == plan.changes:
+    if (found.direct and record.checked == found.g and record.checked_at == plan.changes
+            and record.checked_as == seen.format):
         return FINE     # the memory that a step before took, and checked
     plan.fault_span = shared_with(&seen, direct, plan.spans, plan.n_spans)
     if plan.fault_span != NULL:
@@ -184,6 +204,7 @@ cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexc
     if found.direct:
         record.checked = found.g
         record.checked_at = plan.changes
+        record.checked_as = seen.format
     else:
         for axis in range(item.ndim):
             item.strides[axis] = seen.strides[record.axes[axis]] * seen.unit
@@ -195,10 +216,13 @@ cdef Fault check_rows(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
     such as this, and that their memory is where it was, and as large."""
     cdef const Item *item = &plan.items[i]
     cdef SummedRows g = <SummedRows>plan.records[i].grad
-    if (g.memory.format != plan.records[i].shown.format or g.memory.ndim != item.ndim
+    if (not fits(g.memory.format, plan.records[i].shown.format) or g.memory.ndim != item.ndim
             or g.limit != plan.records[i].shown.shape[0] or g.row != item.row or g.c_order != item.c_order
             or not g.is_unmoved()):
         return WRONG_ROWS
+    found.itemsize = 4 if item.dtype == RMSFAST_FLOAT32 and item.reals == 1 else item.itemsize
+    if item.state[SCALES] != NULL and (not item.c_order or item.row % SCALED != 0):
+        plan.alone = True
     found.rows = g.distinct
     found.row_grads = g.grads
     found.active = g.count * item.row
@@ -211,6 +235,16 @@ cdef Fault check_rows(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
 
 
 # ---- The plan ----
+
+cdef inline void draw(Storage *storage, bint stochastic, uint64_t seed) noexcept:
+    """Say what is rounded by random bits: state always, a parameter if its group wants it so."""
+    cdef int k
+    storage.draws_w = stochastic and storage.w in (RMSFAST_FLOAT16, RMSFAST_BFLOAT16)
+    storage.draws = storage.draws_w
+    for k in range(NUMBERS):
+        storage.draws |= storage.state[k] != RMSFAST_AS_THEY_ARE
+    storage.seed = seed
+
 
 cdef class Plan:
     """The items, records and spans of some parameters, and a step on them. Its number of parameters never changes."""
@@ -228,6 +262,7 @@ cdef class Plan:
     def __dealloc__(self):
         cdef int kind, size
         PyMem_Free(self.items)
+        PyMem_Free(self.storages)
         PyMem_Free(self.records)
         PyMem_Free(self.work)
         PyMem_Free(self.settings)
@@ -274,9 +309,9 @@ cdef class Plan:
         is_dense(shown, order)
         item.w = shown.data
         item.n = size_of(shown)
-        item.itemsize = itemsize_of(shown.format)
+        item.itemsize = item.weight = itemsize_of(shown.format)
         item.reals = reals_of(shown.format)
-        item.dtype = RMSFAST_FLOAT32 if shown.format in (FLOAT32, COMPLEX64) else RMSFAST_FLOAT64
+        item.dtype = RMSFAST_FLOAT64 if shown.format in (FLOAT64, COMPLEX128) else RMSFAST_FLOAT32
         item.group = group
         item.ndim = ndim
         item.shape, item.strides = axes + 2 * ndim, axes + 3 * ndim
@@ -295,14 +330,21 @@ cdef class Plan:
         record.checked_at = -1
         return axes + 5 * ndim
 
-    cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, bint is_count) except -1:
-        """Look at this tensor of a parameter in each step, because others may move it."""
+    cdef Storage *store(self, Py_ssize_t i) except NULL:
+        """How the numbers of a parameter are stored: from now on not all of them as they are."""
+        if self.storages == NULL:
+            self.storages = <Storage *>calloc(self.count, sizeof(Storage))
+        self.items[i].storage = &self.storages[i]
+        self.items[i].weight = sizeof(float)
+        self.storages[i].parameter = i
+        return &self.storages[i]
+
+    cdef int watch(self, Py_ssize_t i, PyObject *owner, const Memory *shown, Py_ssize_t size) except -1:
+        """Look at this tensor of a parameter in each step, because others may move it. It has the form of the parameter, or
+        else this `size`."""
         cdef Record *record = &self.records[i]
-        record.places[record.n_places] = Place(owner, shown.data, shown.format, is_count)
+        record.places[record.n_places] = Place(owner, shown.data, shown.format, size)
         record.n_places += 1
-        if is_count:
-            record.count = shown.data
-            record.count_format = shown.format
         return 0
 
     cdef int take_spans(self, list found) except -1:
@@ -337,6 +379,9 @@ cdef class Plan:
             self.corrects |= s.bias_correction
         for i in range(self.count):
             self.items[i].correction = 1
+            if self.items[i].storage != NULL:
+                s = &self.settings[self.items[i].group]
+                draw(&self.storages[i], s.stochastic, s.seed)
         return 0
 
     cdef void learn_from(self, Plan older) noexcept:
@@ -368,6 +413,7 @@ cdef class Plan:
         cdef const Record *record
         cdef Gradient found
         cdef Fault fault
+        self.alone = False
         for i in range(self.count):     # first, since the spans are right only if nothing moved
             record = &self.records[i]
             for k in range(record.n_places):
@@ -385,7 +431,7 @@ cdef class Plan:
                 if fault != FINE:
                     return self.find_fault(fault, i)
                 plain &= found.direct
-                end += found.active * item.itemsize + ITEM_COST
+                end += found.active * item.weight + ITEM_COST
                 if self.measures:
                     found.first_block = n_blocks
                     n_blocks += blocks_of(item, found.active)
@@ -420,7 +466,11 @@ cdef class Plan:
                 if s.bias_correction and self.records[i].grad != NULL:
                     self.items[i].correction = 1 / (1 - pow(s.beta, steps_of(&self.records[i]) + 1.0))
             rmsfast_fpmode_leave(mode)
-        self.most = most
+        if self.storages != NULL:
+            for i in range(self.count):
+                if self.storages[i].draws and self.records[i].grad != NULL:
+                    self.storages[i].step = steps_of(&self.records[i]) + 1
+        self.most = 1 if self.alone else most
         memset(&work, 0, sizeof(work))
         work.items = self.items
         work.count = self.count

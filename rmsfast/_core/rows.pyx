@@ -9,8 +9,8 @@ cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memcpy
 
-from rmsfast._core.memory cimport COMPLEX128, FLOAT64
-from rmsfast._core.ndarray cimport show
+from rmsfast._core.memory cimport COMPLEX128, FLOAT64, fits, is_half
+from rmsfast._core.ndarray cimport format_of, show
 
 cnp.import_array()
 
@@ -46,9 +46,11 @@ cdef class SummedRows:
     indices : array-like of integers, shape (k,)
         Which rows of w. They are copied before anything is looked at.
     given : ndarray, shape (k, \*w.shape[1:])
-        Their gradients. Repeated rows are added up in the order in which they appear, in w's type.
+        Their gradients. Repeated rows are added up in the order in which they appear, in w's type, or in float32 if
+        that is half of it.
     """
     def __cinit__(self, str name, cnp.ndarray w not None, indices, cnp.ndarray given not None):
+        cdef int parameter
         asked = np.array(indices)
         self.source = given
         self.given = given = given.view()
@@ -60,16 +62,19 @@ cdef class SummedRows:
             raise ValueError(f"{name}.indices: shape {asked.shape}, expected one axis")
         if cnp.PyArray_NDIM(w) == 0:
             raise ValueError(f"{name}: rows, expected an array without any axis, as the parameter")
-        if (<object>given).dtype != (<object>w).dtype or not cnp.PyArray_ISNOTSWAPPED(given):
+        show(given, &self.memory)
+        parameter = format_of(w)
+        if not fits(self.memory.format, parameter):
             raise TypeError(f"{name}.values: dtype {(<object>given).dtype}, expected {(<object>w).dtype}, as the "
                             f"parameter: values.astype({str((<object>w).dtype)!r})")
         expected = (len(asked), *np.asarray(w).shape[1:])
         if (<object>given).shape != expected:
             raise ValueError(f"{name}.values: shape {(<object>given).shape}, expected {expected}: a row for each index")
-        show(given, &self.memory)
         self.c_order = cnp.PyArray_IS_C_CONTIGUOUS(w)
         self.limit = cnp.PyArray_DIMS(w)[0]
         self.row = cnp.PyArray_SIZE(w) // self.limit if cnp.PyArray_SIZE(w) > 0 else 0
+        if is_half(parameter) or is_half(self.memory.format):
+            given = (<object>given).astype(np.float32)
         self.rows = np.require(turned(given, self.c_order), requirements=["C_CONTIGUOUS", "ALIGNED"])
         self.sum_rows(name, asked)
 

@@ -17,6 +17,7 @@ from rmsfast._core.threads cimport Lock, as_threads, most_threads
 
 import numpy as np
 
+from rmsfast._core.formats import layout
 from rmsfast._core.plan import STATE_NAMES
 
 
@@ -124,6 +125,19 @@ cdef class ArrayFront:
             return True
         finally:
             plan.let_go()
+            self.lock.release()
+
+    def mirror(self, list copies):
+        """Write each parameter to its array among these, rounded, now and in each step; None instead of them ends that. An
+        array is None where a parameter has no copy. Returns False if there are more or fewer than parameters."""
+        self.begin()
+        try:
+            if copies is not None and len(copies) != len(self.plan.keys):
+                return False
+            self.plan.take_copies(copies or [])
+            self.changed.up = True      # how numbers are rounded is said with the settings
+            return True
+        finally:
             self.lock.release()
 
     def step(self, grads, grad_scale, zero_grads):
@@ -280,6 +294,8 @@ cdef class ArrayFront:
         try:
             self.check_loans(False)
             given = [[state.get(name) for name in STATE_NAMES] for state in states]
+            forms = [layout(w, {**group.settings(), "centered": True, "momentum": 1})
+                     for group in plan.groups for w in map(np.asarray, group["params"])]
             for i in range(plan.count):
                 for k, a in enumerate(given[i]):
                     if a is not None and shares_any(a, plan):
@@ -287,15 +303,16 @@ cdef class ArrayFront:
             if plan.check() == MOVED:       # here, because other threads may have run until now
                 refuse(plan)
             for i, w in enumerate(plan.params):
+                form = {"params": (w.dtype, w.shape), **forms[i]}
                 for kind, a in zip(("params", *STATE_NAMES), (None if params is None else params[i], *given[i])):
-                    if a is not None and not (a.dtype == w.dtype and a.shape == w.shape):
-                        raise ValueError(f"{plan.label(kind, i)}: {a.dtype} of shape {a.shape}, expected {w.dtype} of "
-                                         f"shape {w.shape}")
+                    if a is not None and (a.dtype, a.shape) != form[kind]:
+                        raise ValueError(f"{plan.label(kind, i)}: {a.dtype} of shape {a.shape}, expected {form[kind][0]} "
+                                         f"of shape {form[kind][1]}")
             own = []
             for i in range(plan.count):
                 own.append([
-                    None if a is None else zeros_beside(plan.params[i]) if old is None else old
-                    for a, old in zip(given[i], self.plan.states[i])
+                    None if a is None else zeros_beside(plan.params[i], forms[i][name]) if old is None else old
+                    for name, a, old in zip(STATE_NAMES, given[i], self.plan.states[i])
                 ])
             own += self.plan.states[plan.count:]
             # From here on no Python code runs, so that a signal takes effect before or after all of it.

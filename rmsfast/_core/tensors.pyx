@@ -326,7 +326,10 @@ cdef class TensorPlan(Plan):
                 if tensor is None:
                     continue
                 self.see_now(tensor, &shown)
-                self.watch(i, <PyObject *>tensor, &shown, k == STEP)
+                self.watch(i, <PyObject *>tensor, &shown, 1 if k == STEP else -1)
+                if k == STEP:
+                    self.records[i].count = shown.data
+                    self.records[i].count_format = shown.format
                 if k < STEP:
                     self.items[i].state[k] = shown.data
                     self.natives[i].has[k] = True

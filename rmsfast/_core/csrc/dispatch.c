@@ -27,19 +27,22 @@ static int cpu_has(int leaf1_ecx, int leaf7_ebx, unsigned long long saved_regist
 }
 
 enum {
-    OSXSAVE_AVX_FMA = 1 << 27 | 1 << 28 | 1 << 12,
+    OSXSAVE_AVX_FMA_F16C = 1 << 27 | 1 << 28 | 1 << 12 | 1 << 29,
     AVX2_BMI = 1 << 5 | 1 << 3 | 1 << 8,
     AVX512_F_DQ_CD_BW_VL = (int)(1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31)
 };
 
-static int cpu_has_avx2(void) { return cpu_has(OSXSAVE_AVX_FMA, AVX2_BMI, 0x06); }
-static int cpu_has_avx512(void) { return cpu_has(OSXSAVE_AVX_FMA, AVX2_BMI | AVX512_F_DQ_CD_BW_VL, 0xe6); }
+static int cpu_has_avx2(void) { return cpu_has(OSXSAVE_AVX_FMA_F16C, AVX2_BMI, 0x06); }
+static int cpu_has_avx512(void) { return cpu_has(OSXSAVE_AVX_FMA_F16C, AVX2_BMI | AVX512_F_DQ_CD_BW_VL, 0xe6); }
 
 #else
 
 #include <x86intrin.h>
 
-static int cpu_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int cpu_has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 static int cpu_has_avx512(void) { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"); }
 
 #endif

@@ -26,6 +26,8 @@
 #define NAME(stage) stage##_float64
 #include "stages.h"
 
+#include "formats.h"
+
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 #define STRING_(x) #x
@@ -33,6 +35,7 @@
 
 const rmsfast_isa JOIN(rmsfast_isa_, ISA) = {
     STRING(ISA),
+    &storage_,
     {
         {&stages_divider_float32, &stages_divider_float64},
 #if VECTOR_BITS

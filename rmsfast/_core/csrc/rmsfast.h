@@ -42,6 +42,8 @@ typedef struct {
     int bias_correction;
     int maximize;
     int nonfinite;
+    int stochastic; /* rounding */
+    uint64_t seed;
 } rmsfast_settings;
 
 enum { RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP }; /* what `nonfinite` can be */
@@ -97,12 +99,54 @@ typedef struct {
     rmsfast_update update[2][RMSFAST_MOMENTA][2]; /* [centered][kind of momentum][what `form` returned] */
 } rmsfast_stages;
 
+/* How numbers are stored: as they are, in which case no stage works on them; in fewer bytes; a parameter together with its
+   float32 master, of which a part, or all, is elsewhere; or in 8 bits and a scale for each block. */
+enum {
+    RMSFAST_AS_THEY_ARE,
+    RMSFAST_FLOAT16,
+    RMSFAST_BFLOAT16,
+    RMSFAST_SPLIT,
+    RMSFAST_MASTERED,
+    RMSFAST_UNSIGNED8,
+    RMSFAST_SIGNED8,
+    RMSFAST_FORMATS
+};
+enum { RMSFAST_SCALED = 64 }; /* numbers that share a scale, and random bits */
+enum { RMSFAST_NEAREST, RMSFAST_STOCHASTIC, RMSFAST_ROUNDINGS };
+
+typedef void (*rmsfast_load)(float *x, const void *data, const void *more, ptrdiff_t start, ptrdiff_t n);
+typedef void (*rmsfast_store)(void *data, void *more, ptrdiff_t start, ptrdiff_t n, const float *x,
+                              const uint16_t *random);
+typedef void (*rmsfast_randomize)(uint16_t *random, uint64_t key, ptrdiff_t start, ptrdiff_t n);
+
+typedef struct {
+    rmsfast_load load[RMSFAST_FORMATS];
+    rmsfast_store store[RMSFAST_ROUNDINGS][RMSFAST_FORMATS];
+    rmsfast_randomize randomize;
+} rmsfast_storage;
+
+/* A hash of 64 bits (Vigna's splitmix64). */
+RMSFAST_INLINE uint64_t rmsfast_mix(uint64_t x)
+{
+    x += UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return x ^ x >> 31;
+}
+
+/* The key of the random bits of one array, `stream`, of a parameter in a step. */
+RMSFAST_INLINE uint64_t rmsfast_key(uint64_t seed, uint64_t parameter, uint64_t step, uint64_t stream)
+{
+    return rmsfast_mix(rmsfast_mix(rmsfast_mix(rmsfast_mix(seed) + parameter) + step) + stream);
+}
+
 /* Where the square root comes from: the CPU's divider, or its estimate and fused multiply-add, or both in turn. They give
    the same bits. */
 enum { RMSFAST_DIVIDER, RMSFAST_FMA, RMSFAST_MIXED, RMSFAST_ROOTS };
 
 typedef struct {
     const char *name;
+    const rmsfast_storage *storage;
     const rmsfast_stages *stages[RMSFAST_ROOTS][RMSFAST_DTYPES]; /* NULL for roots that it does not have */
 } rmsfast_isa;
 

@@ -15,6 +15,7 @@ enum { MAX_NDIM = 64 }; /* NumPy 2's own */
 static void copy_run(char *out, const char *g, ptrdiff_t n, ptrdiff_t itemsize, ptrdiff_t stride)
 {
     switch (itemsize) {
+        FOR_EACH_ITEM(2, memcpy(out + 2 * i, g + stride * i, 2))
         FOR_EACH_ITEM(4, memcpy(out + 4 * i, g + stride * i, 4))
         FOR_EACH_ITEM(8, memcpy(out + 8 * i, g + stride * i, 8))
         FOR_EACH_ITEM(16, memcpy(out + 16 * i, g + stride * i, 16))
@@ -24,6 +25,7 @@ static void copy_run(char *out, const char *g, ptrdiff_t n, ptrdiff_t itemsize, 
 static void zero_run(char *g, ptrdiff_t n, ptrdiff_t itemsize, ptrdiff_t stride)
 {
     switch (itemsize) {
+        FOR_EACH_ITEM(2, memset(g + stride * i, 0, 2))
         FOR_EACH_ITEM(4, memset(g + stride * i, 0, 4))
         FOR_EACH_ITEM(8, memset(g + stride * i, 0, 8))
         FOR_EACH_ITEM(16, memset(g + stride * i, 0, 16))

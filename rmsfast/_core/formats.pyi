@@ -1,0 +1,13 @@
+from collections.abc import Mapping
+from typing import Any
+
+from numpy import dtype, ndarray
+
+Array = ndarray[Any, dtype[Any]]
+
+SCALED: int
+
+def layout(w: Array, settings: Mapping[str, Any]) -> dict[str, tuple[dtype[Any], tuple[int, ...]]]: ...
+def is_half(dtype: dtype[Any]) -> bool: ...
+def numbers_of(format: str, stored: Array, scale: Array | None = None) -> Array: ...
+def store_in(format: str, numbers: Array, stored: Array, scale: Array | None = None) -> None: ...
