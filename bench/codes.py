@@ -1,20 +1,25 @@
 """What codes of 8 and 16 bits do to the averages of an optimizer: `python -m bench.codes`.
 
-A simulation in NumPy. The averages of squares (v), or of gradients (m), run for 10 000 steps in float32 and in each code
-beside it, on gradients whose size drifts over six decades. Printed are bias and spread of √v̂ ÷ √v, or of m̂ − m, at the
-end. docs/formats.md has the table that `--markdown` prints.
+A simulation in NumPy. The averages of squares (v), or of gradients (m), run for 10 000 steps in float32 and in each
+code beside it, on gradients whose size drifts over six decades. Printed are bias and spread of √v̂ ÷ √v, or of m̂ − m,
+at the end. docs/formats.md has the table that `--markdown` prints.
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-Round = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+class Round(Protocol):
+    """A code: the numbers that are read again of those that were stored."""
+
+    def __call__(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray: ...
+
 
 STEPS = 10_000
 DECADES = 6  # over which the size of the gradients drifts
@@ -55,6 +60,7 @@ class Float8:
     block: int
     stochastic: bool = True
     signed: bool = False
+    least_size = 0
 
     def __call__(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         blocks = x.reshape(-1, self.block)
@@ -109,6 +115,7 @@ class DynamicMap:
     """bitsandbytes: the nearest of 256 values, times the largest size of a block of 256 (arXiv 2110.02861)."""
 
     block = 256
+    least_size = 4096  # of a parameter, in elements: `min_8bit_size` of its optimizers
 
     def __init__(self, signed: bool) -> None:
         self.values = dynamic_map(signed)
