@@ -2,12 +2,13 @@
 
 A simulation in NumPy. The averages of squares (v), or of gradients (m), run for 10 000 steps in float32 and in each
 code beside it, on gradients whose size drifts over six decades. Printed are bias and spread of √v̂ ÷ √v, or of m̂ − m,
-at the end. docs/formats.md has the table that `--markdown` prints.
+at the end. `--publish` puts the tables into docs/formats.md.
 """
 
 import argparse
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -27,7 +28,6 @@ BETAS = 0.9, 0.99, 0.999
 ELEMENTS = 4096
 # How the size of all gradients moves, and how many decades lie between the sizes of the elements of a block.
 FALLING, RISING = "falling", "rising"
-WIDTHS = 0, 2, 4
 SIGNAL = 0.3  # the mean of a gradient for m, in units of its noise, is up to so large, with either sign
 ONE_BIT = np.uint32(1)
 
@@ -60,7 +60,6 @@ class Float8:
     block: int
     stochastic: bool = True
     signed: bool = False
-    least_size = 0
 
     def __call__(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         blocks = x.reshape(-1, self.block)
@@ -115,7 +114,6 @@ class DynamicMap:
     """bitsandbytes: the nearest of 256 values, times the largest size of a block of 256 (arXiv 2110.02861)."""
 
     block = 256
-    least_size = 4096  # of a parameter, in elements: `min_8bit_size` of its optimizers
 
     def __init__(self, signed: bool) -> None:
         self.values = dynamic_map(signed)
@@ -154,28 +152,31 @@ def float8_name(code: Float8) -> str:
     return f"{sign}{code.exponent}+{code.mantissa} bits, blocks of {code.block}, {rounding}"
 
 
-FLOATS_OF_V = [
-    *(Float8(e, m, block) for e, m in ((4, 4), (5, 3), (3, 5)) for block in (32, 64, 128)),
-    *(Float8(e, m, 64, stochastic=False) for e, m in ((4, 4), (5, 3), (3, 5))),
-]
-FLOATS_OF_M = [
-    *(Float8(e, m, block, signed=True) for e, m in ((3, 4), (4, 3)) for block in (32, 64, 128)),
-    *(Float8(e, m, 64, stochastic=False, signed=True) for e, m in ((3, 4), (4, 3))),
-]
-SIXTEEN: dict[str, Round] = {"bfloat16, stochastic": BFloat16(), "bfloat16, nearest": BFloat16(False)}
-CODES_OF_V: dict[str, Round] = {
-    **{float8_name(code): code for code in FLOATS_OF_V},
-    **SIXTEEN,
-    "bitsandbytes, unsigned map": DynamicMap(False),
-    "bitsandbytes, signed map": DynamicMap(True),
-    "FlashOptim, root": Companding(),
-}
-CODES_OF_M: dict[str, Round] = {
-    **{float8_name(code): code for code in FLOATS_OF_M},
-    **SIXTEEN,
-    "bitsandbytes, signed map": DynamicMap(True),
-    "FlashOptim, softsign": Companding(signed=True),
-}
+def floats(splits, blocks, signed: bool = False) -> dict[str, Round]:
+    """Return our codes with these splits and blocks, and the first one with nearest rounding."""
+    (e, m), block = splits[0], blocks[0]
+    codes = [Float8(*split, block, signed=signed) for split in splits for block in blocks]
+    codes.insert(len(blocks), Float8(e, m, block, stochastic=False, signed=signed))
+    return {float8_name(code): code for code in codes}
+
+
+def codes_of(state: str, blocks: list[int]) -> dict[str, Round]:
+    sixteen: dict[str, Round] = {"bfloat16, stochastic": BFloat16(), "bfloat16, nearest": BFloat16(False)}
+    if state == "m":
+        ours = floats([(3, 4), (4, 3)], blocks, signed=True)
+        return {
+            **ours,
+            **sixteen,
+            "bitsandbytes, signed map": DynamicMap(True),
+            "FlashOptim, softsign": Companding(signed=True),
+        }
+    return {
+        **floats([(4, 4), (5, 3), (3, 5)], blocks),
+        **sixteen,
+        "bitsandbytes, signed map": DynamicMap(True),
+        "bitsandbytes, unsigned map": DynamicMap(False),
+        "FlashOptim, root": Companding(),
+    }
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,14 @@ def gradients(drift: str, width: float, signal: bool, seed: int):
         yield (rng.standard_normal(ELEMENTS, np.float32) + mean) * (own * sizes(drift, step))
 
 
-def simulate(codes: dict[str, Round], drift: str, width: float, beta: float, signed: bool, seed: int, advance):
-    """Return the result of each code for one drift, width and beta."""
+def simulate(codes: dict[str, Round], case: "Case", beta: float, seed: int, advance) -> dict[str, "Result"]:
+    """Return the result of each code in one case with one beta."""
+    signed = case.state == "m"
     b, c = np.float32(beta), np.float32(1 - beta)
     exact = np.zeros(ELEMENTS, np.float32)
     stored = {name: np.zeros(ELEMENTS, np.float32) for name in codes}
     rngs = {name: np.random.Generator(np.random.SFC64(k)) for k, name in enumerate(codes)}
-    for g in gradients(drift, width, signed, seed):
+    for g in gradients(case.drift, case.width, signed, seed):
         term = c * g if signed else c * (g * g)
         exact = b * exact + term
         for name, code in codes.items():
@@ -237,48 +239,62 @@ def compare(stored: np.ndarray, exact: np.ndarray, signed: bool) -> Result:
     return Result(float(along.mean()), float(error.std()), zeros)
 
 
+class Case(NamedTuple):
+    state: str  # v or m
+    drift: str
+    width: float  # decades between the sizes of a block's elements
+
+    def __str__(self) -> str:
+        within = f"sizes within a block over {self.width:g} decades" if self.width else "one size within a block"
+        return f"{self.state}, gradients {self.drift} over {DECADES} decades in {STEPS:,} steps, {within}"
+
+
+CASES = [
+    Case("v", RISING, 0),
+    Case("v", FALLING, 0),
+    Case("v", FALLING, 2),
+    Case("v", FALLING, 4),
+    Case("m", RISING, 2),
+    Case("m", FALLING, 2),
+]
+BEGIN, END = "<!-- python -m bench.codes: begin -->\n", "<!-- python -m bench.codes: end -->\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.codes", description=__doc__)
-    parser.add_argument("--state", choices=["v", "m"], default="v", help="which average (default %(default)s)")
-    parser.add_argument("--widths", default="0,2,4", help="decades between elements of a block (default %(default)s)")
-    parser.add_argument("--drifts", default=f"{FALLING},{RISING}", help="default %(default)s")
+    parser.add_argument("--blocks", default="64", help="elements in a block of ours (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the gradients (default %(default)s)")
-    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    parser.add_argument("--publish", action="store_true", help="put the tables into docs/formats.md")
     options = parser.parse_args()
-    codes, signed = (CODES_OF_M, True) if options.state == "m" else (CODES_OF_V, False)
-    cases = [(drift, float(width)) for drift in options.drifts.split(",") for width in options.widths.split(",")]
+    blocks = [int(block) for block in options.blocks.split(",")]
 
-    console = Console(highlight=False, width=140)
-    found: dict[tuple[str, float], dict[float, dict[str, Result]]] = {}
+    console = Console(highlight=False, width=120)
+    tables = []
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("steps", total=len(cases) * len(BETAS) * STEPS)
-        for case in cases:
-            found[case] = {
-                beta: simulate(codes, *case, beta, signed, options.seed, lambda: progress.advance(task))
-                for beta in BETAS
-            }
-            if not options.markdown:
-                console.print(table_of(case, codes, found[case]))
-    if options.markdown:
-        print("\n".join(markdown_of(case, codes, results) for case, results in found.items()))
+        task = progress.add_task("steps", total=len(CASES) * len(BETAS) * STEPS)
+        for case in CASES:
+            codes = codes_of(case.state, blocks)
+            results = [simulate(codes, case, beta, options.seed, lambda: progress.advance(task)) for beta in BETAS]
+            console.print(table_of(case, codes, results))
+            tables.append(markdown_of(case, codes, results))
+    if options.publish:
+        page = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
+        before, _, rest = page.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(f"{before}{BEGIN}\n" + "\n".join(tables) + f"\n{END}{after}")
+        console.print(f"written: {page.name}")
 
 
-def heading(case: tuple[str, float]) -> str:
-    drift, width = case
-    within = f"sizes within a block over {width:g} decades" if width else "one size within a block"
-    return f"Gradients {drift} over {DECADES} decades in {STEPS:,} steps, {within}"
-
-
-def table_of(case, codes, results) -> Table:
-    table = Table("code", *(f"β = {beta}" for beta in BETAS), title=heading(case))
+def table_of(case: Case, codes, results) -> Table:
+    table = Table("code", *(f"β = {beta}" for beta in BETAS), title=str(case))
     for name in codes:
-        table.add_row(name, *(str(results[beta][name]) for beta in BETAS))
+        table.add_row(name, *(str(result[name]) for result in results))
     return table
 
 
-def markdown_of(case, codes, results) -> str:
-    lines = [f"{heading(case)}:", "", f"| code | {' | '.join(f'β = {beta}' for beta in BETAS)} |", "|---|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(str(results[beta][name]) for beta in BETAS)} |" for name in codes]
+def markdown_of(case: Case, codes, results) -> str:
+    lines = [f"**{case}:**", "", f"| code | {' | '.join(f'β = {beta}' for beta in BETAS)} |", "|---|---:|---:|---:|"]
+    lines += [f"| {name} | {' | '.join(str(result[name]) for result in results)} |" for name in codes]
     return "\n".join([*lines, ""])
 
 

@@ -2,8 +2,8 @@
 
 Three networks: the digits of examples/digits.py, the word vectors of examples/word_vectors.py, and a character-level
 LSTM in PyTorch on Python's own help text. A format is as good as float32 if its final loss lies within the spread of
-the seeds. Beside the formats of rmsfast stand codes that it does not have, simulated with bench.codes in float32.
-Needs `pip install ".[bench,demo]" ml_dtypes`, and `torch` for the LSTM.
+the seeds. Beside the formats of rmsfast stand nearest rounding of its 8-bit v, simulated, and bitsandbytes' optimizer.
+Needs `pip install ".[bench,demo]" ml_dtypes torch`, and `bitsandbytes` for its row.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from rich.table import Table
 
 import rmsfast
-from bench.codes import DynamicMap, Float8
+from bench.codes import Float8
 
 SEEDS = 5
 DIVERGED = "diverged"
@@ -29,11 +29,12 @@ FINAL = 10  # the last tenth of the steps gives the final loss
 
 @dataclass(frozen=True)
 class Format:
-    """The dtype of the parameters and the optimizer's settings, or a code of bench.codes for v."""
+    """The dtype of the parameters and the optimizer's settings; or a code of bench.codes for v; or a peer."""
 
     dtype: str = "float32"
     settings: dict = field(default_factory=dict)
-    code: Float8 | DynamicMap | None = None
+    code: Float8 | None = None
+    bitsandbytes: bool = False
 
 
 FLOAT32 = "float32"
@@ -48,7 +49,7 @@ FORMATS: dict[str, Format] = {
 }
 OTHERS: dict[str, Format] = {
     "8-bit v, nearest": Format(code=Float8(4, 4, 64, stochastic=False)),
-    "bitsandbytes' v, signed map": Format(code=DynamicMap(True)),
+    "bitsandbytes, 8-bit v": Format(bitsandbytes=True),
 }
 SPLITS: dict[str, Format] = {
     f"8-bit v, {e}+{m} bits": Format(code=Float8(e, m, 64)) for e, m in ((3, 5), (4, 4), (5, 3))
@@ -58,9 +59,7 @@ SPLITS: dict[str, Format] = {
 class Simulated:
     """The plain rule in float32, whose v goes through a code after each step."""
 
-    def __init__(
-        self, params: list[np.ndarray], code: Float8 | DynamicMap, lr: float, beta: float, eps: float, seed: int
-    ) -> None:
+    def __init__(self, params: list[np.ndarray], code: Float8, lr: float, beta: float, eps: float, seed: int) -> None:
         self.params, self.code = params, code
         self.lr, self.beta, self.eps = (np.float32(number) for number in (lr, beta, eps))
         self.rest = np.float32(1 - beta)
@@ -77,12 +76,30 @@ class Simulated:
                 np.add.at(total, where, g.values)
                 g = total
             v[rows] = self.beta * v[rows] + self.rest * (g * g)
-            if w.size >= self.code.least_size:
-                padded[:] = self.code(padded, self.rng)
+            padded[:] = self.code(padded, self.rng)
             w[rows] -= self.lr * g / (np.sqrt(v[rows]) + self.eps)
 
 
+class Bitsandbytes:
+    """bitsandbytes' own optimizer on the memory of NumPy's arrays."""
+
+    def __init__(self, params: list[np.ndarray], lr: float, beta: float, eps: float) -> None:
+        import torch
+        from bitsandbytes.optim import RMSprop8bit
+
+        self.tensor = torch.from_numpy
+        self.params = [torch.nn.Parameter(torch.from_numpy(w)) for w in params]
+        self.optimizer = RMSprop8bit(self.params, lr=lr, alpha=beta, eps=eps)
+
+    def step(self, grads) -> None:
+        for p, g in zip(self.params, grads, strict=True):
+            p.grad = self.tensor(g)
+        self.optimizer.step()
+
+
 def optimizer(params: list[np.ndarray], chosen: Format, seed: int, **settings):
+    if chosen.bitsandbytes:
+        return Bitsandbytes(params, **settings)
     if chosen.code is not None:
         return Simulated(params, chosen.code, seed=seed, **settings)
     return rmsfast.RMSProp(params, **settings, **chosen.settings, **seed_of(chosen, seed))
@@ -134,6 +151,8 @@ def digits(chosen: Format, seed: int, epochs: int = 10) -> list[float]:
 
 
 def word_vectors(chosen: Format, seed: int, epochs: int = 4) -> list[float]:
+    if chosen.bitsandbytes:  # it has no step for some rows
+        return []
     source = example("word_vectors")
     words, vocabulary = source.words_of_python()
     size, rng = len(vocabulary), np.random.default_rng(seed)
@@ -216,6 +235,8 @@ def table_of(found: dict, names: list[str], seeds: int) -> Table:
 
 
 def cell(runs: list[list[float]], exact: list[list[float]]) -> str:
+    if not all(runs):
+        return "–"
     ours, theirs = (np.array([final(losses) for losses in one]) for one in (runs, exact))
     if lost := np.count_nonzero(~np.isfinite(ours)):
         return f"{lost} of {len(ours)} {DIVERGED}"
@@ -244,6 +265,8 @@ def draw(found: dict, names: list[str], path: Path) -> None:
             axes.semilogy(smooth(losses), color="0.8", linewidth=3)
         for k, name in enumerate(names):
             steps = min(map(len, runs[name]))
+            if steps == 0:
+                continue
             mean = smooth(np.mean([losses[:steps] for losses in runs[name]], axis=0))
             axes.semilogy(mean, color="black" if name == FLOAT32 else f"C{k}", linewidth=1, label=name)
         axes.set(xlabel="step", title=task)
@@ -271,7 +294,8 @@ def main() -> None:
     if options.seeds < 2:
         parser.error(f"--seeds: {options.seeds}, expected at least 2, because they have a spread")
     known = FORMATS | OTHERS | SPLITS
-    every = [FLOAT32, *SPLITS] if options.splits else [*FORMATS, *OTHERS]
+    others = [name for name, one in OTHERS.items() if not one.bitsandbytes or importlib.util.find_spec("bitsandbytes")]
+    every = [FLOAT32, *SPLITS] if options.splits else [*FORMATS, *others]
     names = options.formats.split(";") if options.formats else every
     for name in (name for name in names if name not in known):
         parser.error(f"--formats: {name!r} is none of {'; '.join(known)}")
