@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 
 class Round(Protocol):
@@ -261,6 +258,9 @@ BEGIN, END = "<!-- python -m bench.codes: begin -->\n", "<!-- python -m bench.co
 
 
 def main() -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
     parser = argparse.ArgumentParser(prog="python -m bench.codes", description=__doc__)
     parser.add_argument("--blocks", default="64", help="elements in a block of ours (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the gradients (default %(default)s)")
@@ -285,7 +285,9 @@ def main() -> None:
         console.print(f"written: {page.name}")
 
 
-def table_of(case: Case, codes, results) -> Table:
+def table_of(case: Case, codes, results):
+    from rich.table import Table
+
     table = Table("code", *(f"β = {beta}" for beta in BETAS), title=str(case))
     for name in codes:
         table.add_row(name, *(str(result[name]) for result in results))
