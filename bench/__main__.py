@@ -49,25 +49,31 @@ def main() -> None:
         for threads in options.threads:
             with fresh_process(threads) as worker:
                 for dtype in options.dtypes:
-                    seconds = {case: in_turn(worker, case, CASES[case], dtype, threads) for case in options.cases}
-                    report["runs"].append({"dtype": dtype, "threads": threads, "seconds": seconds})
+                    found = {case: in_turn(worker, case, CASES[case], dtype, threads) for case in options.cases}
+                    seconds, unrest = ({case: pair[k] for case, pair in found.items()} for k in (0, 1))
+                    report["runs"].append({"dtype": dtype, "threads": threads, "seconds": seconds, "unrest": unrest})
                 if threads == options.threads[0] and sizes:
                     dtype = options.dtypes[0]
                     points = []
                     for n in sizes:
                         peers = options.peers if fits(n, len(options.peers)) else [OURS]
-                        times = in_turn(worker, f"{n:,}", [(n,)], dtype, threads, peers)
-                        points.append({"size": n, "seconds": times})
+                        times, unrest = in_turn(worker, f"{n:,}", [(n,)], dtype, threads, peers)
+                        points.append({"size": n, "seconds": times, "unrest": unrest})
                     report["roofline"] = {"dtype": dtype, "threads": threads, "points": points}
-    if options.publish:
+    busy = reports.busy(report)
+    if options.publish and not busy:
         with fresh_process(options.threads[0]) as worker:
             report["scaling"] = worker.submit(scaling.measure_all, options.threads[0], options.seconds).result()
     for table in reports.tables(report):
         console.print(table)
     console.print(reports.machine(report), highlight=False)
-    published = reports.publish(report, CHECKOUT) if options.publish else []
+    published = reports.publish(report, CHECKOUT) if options.publish and not busy else []
     for path in [*reports.write(report, options.output), *published]:
         console.print(f"written: {path}", highlight=False)
+    if busy:
+        console.print(f"[bold red]{busy}[/]", highlight=False)
+        if options.publish:
+            raise SystemExit("nothing is published of a busy machine")
 
 
 def fresh_process(threads: int) -> ProcessPoolExecutor:

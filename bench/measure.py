@@ -6,11 +6,14 @@ import numpy as np
 
 from bench.contenders import CONTENDERS, OURS, SLOW_TO_START, make_arrays
 from bench.limits import loops
-from bench.timing import minima
+from bench.timing import rounds, unrest
 
 
-def measure(shapes, dtype: str, threads: int, names: Iterable[str], seconds: float) -> dict[str, float]:
-    """Return each contender's least time for a step, in seconds; none for those that are not installed or too slow."""
+def measure(shapes, dtype: str, threads: int, names: Iterable[str], seconds: float) -> tuple[dict[str, float], float]:
+    """Return each contender's least time for a step, in seconds, and how restless the machine was (`unrest`).
+
+    Contenders that are not installed or too slow have none.
+    """
     arrays, steps = {}, {}
     for name in names:
         if len(shapes) > SLOW_TO_START.get(name, len(shapes)):
@@ -29,7 +32,8 @@ def measure(shapes, dtype: str, threads: int, names: Iterable[str], seconds: flo
                 raise AssertionError(f"{name}: another result than {OURS}")
     for name, make in loops().items():
         steps[name] = make(arrays[OURS], threads)
-    return minima(steps, seconds)
+    times = rounds(steps, seconds)
+    return {name: min(each) for name, each in times.items()}, unrest(times)
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

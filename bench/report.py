@@ -8,6 +8,7 @@ from rich.table import Table
 from bench import scaling
 from bench.contenders import CASES, OURS
 from bench.limits import LOOPS
+from bench.timing import BUSY
 
 BEGIN, END = "<!-- python -m bench: begin -->\n", "<!-- python -m bench: end -->\n"
 
@@ -19,11 +20,35 @@ def tables(report: dict) -> list[Table]:
         title = f"{run['dtype']}, {threads_of(run)}: µs a step, and how many times as long as {OURS}"
         table = Table("contender", title=title)
         for case in run["seconds"]:
-            table.add_column(case, justify="right")
+            table.add_column(f"{case} (busy)" if is_busy(run, case) else case, justify="right")
         for name in contenders_of(run):
             table.add_row(name, *[cell(times, name) for times in run["seconds"].values()])
         found.append(table)
     return found
+
+
+def is_busy(measured: dict, case: str | None = None) -> bool:
+    """Whether the machine was busy during a case of a run, or during a point."""
+    unrest = measured.get("unrest", {})
+    return (unrest.get(case, 1.0) if isinstance(unrest, dict) else unrest) > BUSY
+
+
+def busy(report: dict) -> str:
+    """Return what to say about a machine that was busy, or nothing."""
+    cases = [f"{case} ({run['dtype']}, {threads_of(run)})" for run in report["runs"] for case in busy_cases(run)]
+    points = report["roofline"].get("points", [])
+    cases += [f"{point['size']:,} elements" for point in points if is_busy(point)]
+    if not cases:
+        return ""
+    return (
+        f"the machine was busy: usual rounds took more than {BUSY} times as long as the shortest, with "
+        f"{', '.join(cases)}. These figures say little, and are in no picture: end other programs, and measure again"
+    )
+
+
+def busy_cases(run: dict) -> list[str]:
+    """Return the cases of a run during which the machine was busy."""
+    return [case for case in run["seconds"] if is_busy(run, case)]
 
 
 def contenders_of(run: dict) -> list[str]:
@@ -50,7 +75,7 @@ def cell(times: dict[str, float], name: str) -> str:
 def markdown(report: dict) -> str:
     """Return the tables in Markdown."""
     tables = [f"{run['dtype']}, {threads_of(run)}\n\n{markdown_table(run)}" for run in report["runs"]]
-    return "\n".join([*tables, machine(report), ""])
+    return "\n".join([*tables, machine(report), *filter(None, [busy(report)]), ""])
 
 
 def markdown_table(run: dict) -> str:
@@ -93,9 +118,13 @@ def draw(report: dict, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    paths = [folder / "speedup.png"]
-    draw_speedup(report, paths[-1])
+    paths = []
+    if len(busy_cases(report["runs"][0])) < len(report["runs"][0]["seconds"]):
+        paths.append(folder / "speedup.png")
+        draw_speedup(report, paths[-1])
     for part, function in ("roofline", draw_roofline), ("scaling", scaling.draw):
+        if part == "roofline" and all(map(is_busy, report.get("roofline", {}).get("points", []))):
+            continue
         if report.get(part):
             paths.append(folder / f"{part}.png")
             function(report if part == "roofline" else report[part], paths[-1])
@@ -118,7 +147,7 @@ def draw_speedup(report: dict, path: Path) -> None:
 
     run = report["runs"][0]
     names = [name for name in contenders_of(run) if name != OURS and name not in LOOPS]
-    cases = [case for case in CASES if case in run["seconds"]]
+    cases = [case for case in CASES if case in run["seconds"] and not is_busy(run, case)]
     figure, axes = plt.subplots(figsize=(12, 5), layout="constrained")
     width = 0.85 / max(len(names), 1)
     for k, name in enumerate(names):
@@ -153,10 +182,11 @@ def draw_roofline(report: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     roofline = report["roofline"]
+    quiet = [point for point in roofline["points"] if not is_busy(point)]
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    names = list(dict.fromkeys(name for point in roofline["points"] for name in point["seconds"]))
+    names = list(dict.fromkeys(name for point in quiet for name in point["seconds"]))
     for k, name in enumerate(names):
-        points = [(p["size"], p["seconds"][name] / p["size"] * 1e9) for p in roofline["points"] if name in p["seconds"]]
+        points = [(p["size"], p["seconds"][name] / p["size"] * 1e9) for p in quiet if name in p["seconds"]]
         dashes = dict(zip(LOOPS, ("--", ":", "-."), strict=True))
         style = {"color": "black", "linestyle": dashes[name]} if name in LOOPS else {"color": f"C{k}"}
         axes.loglog(
@@ -167,8 +197,8 @@ def draw_roofline(report: dict, path: Path) -> None:
             linewidth=2.5 if name == OURS else 1.2,
             **style,
         )
-    sizes = sorted(point["size"] for point in roofline["points"])
-    limit = [seconds / size * 1e9 for seconds, size in zip(floor(roofline["points"]), sizes, strict=True)]
+    sizes = sorted(point["size"] for point in quiet)
+    limit = [seconds / size * 1e9 for seconds, size in zip(floor(quiet), sizes, strict=True)]
     bottom = axes.get_ylim()[0]
     axes.fill_between(sizes, limit, bottom, color="0.85", label="less than the bytes take at best")
     axes.set_ylim(bottom=bottom)

@@ -32,7 +32,7 @@ def gradient(w, x, y):
 def train(x, y, console):
     """Return the fitted weights, and the loss and the weights before each epoch and after the last."""
     w = np.zeros(2)
-    opt = rmsfast.RMSProp(w, lr=lambda epoch: 0.05 * 0.99**epoch)
+    opt = rmsfast.RMSProp(w, lr=rmsfast.schedules.exponential(0.05, 0.99))
     losses, path = [], []
     for _ in track(range(EPOCHS), description="epochs", console=console, transient=True):
         losses.append(mean_squared_error(w, x, y))
@@ -43,14 +43,14 @@ def train(x, y, console):
     return w, np.array(losses), np.array(path)
 
 
-def loss_table(losses):
-    """Every tenth loss, a hundred epochs a row."""
-    table = Table(title="mean squared error, every 10 epochs")
+def loss_table(above):
+    """Every tenth loss above the least one, a hundred epochs a row."""
+    table = Table(title="mean squared error above the least one, every 10 epochs")
     table.add_column("epoch", justify="right")
     for offset in range(0, 100, 10):
         table.add_column(f"+{offset}", justify="right")
     for first in range(0, EPOCHS, 100):
-        table.add_row(str(first), *[f"{loss:.5f}" for loss in losses[first : first + 100 : 10]])
+        table.add_row(str(first), *[f"{max(loss, 0):.0e}" for loss in above[first : first + 100 : 10]])
     return table
 
 
@@ -85,11 +85,13 @@ def main() -> int:
 
     console = Console(highlight=False, width=110)
     w, losses, path = train(x, y, console)
-    console.print(loss_table(losses))
+    least = mean_squared_error(solution, x, y)
+    console.print(loss_table(losses - least))
+    console.print(f"the least      {least:.6f}, at the least-squares solution; 0 is: equal but for rounding")
     distance = np.abs(w - solution).max()
     console.print(f"true weights   {TRUE_WEIGHTS}\nleast squares  {solution}\nRMSProp        {w}")
     draw(losses, path, solution, x, y, "linear_regression.png")
-    console.print("picture        linear_regression.png")
+    console.print("picture        linear_regression.png: the loss falls, is thrown back, and falls with the rate")
     if distance > 1e-5:
         console.print(f"[bold red]{distance:.1e} from the least-squares solution: 1e-5 is usual")
         return 1

@@ -1,14 +1,14 @@
 """The fastest RMSProp step for arrays in CPU memory, with the bits of plain NumPy.
 
-`RMSProp` is the optimizer and `Rows` a gradient of some rows only; `dialects` has each framework's settings;
-`rmsprop_update` is one step on one array with state of your own; `reference` is the same in plain NumPy; and `config`
-says what is installed.
+`RMSProp` is the optimizer and `Rows` a gradient of some rows only; `schedules` has rates as functions of the step, and
+`dialects` each framework's settings; `rmsprop_update` is one step on one array with state of your own; `reference` is
+the same in plain NumPy; and `config` says what is installed.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rmsfast import dialects, reference
+    from rmsfast import dialects, reference, schedules
 
 __version__ = "0.1.0"
 
@@ -17,22 +17,30 @@ try:
 except ModuleNotFoundError as _error:
     if _error.name != "rmsfast._core.kernel":
         raise
-    raise ImportError(
-        f"rmsfast: its compiled kernel is not in {__path__[0]}. If that is a checkout's source folder, it hides the "
-        "installed package: start Python in another folder (after `pip install .`), or build in place with "
-        "`pip install -e .`"
-    ) from None
+    from rmsfast.checkout import step_aside
+
+    step_aside(__path__[0])  # from here on, `rmsfast` is the installed package
 
 from rmsfast._core.threads import get_num_threads, set_num_threads, usable_threads
 from rmsfast.optimizer import RMSProp, rmsprop_update
 from rmsfast.rows import Rows
 
-__all__ = ["RMSProp", "Rows", "config", "dialects", "get_num_threads", "reference", "rmsprop_update", "set_num_threads"]
+__all__ = [
+    "RMSProp",
+    "Rows",
+    "config",
+    "dialects",
+    "get_num_threads",
+    "reference",
+    "rmsprop_update",
+    "schedules",
+    "set_num_threads",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `dialects` and `reference` when they are first asked for: most programs use neither."""
-    if name in ("dialects", "reference"):
+    """Import these when they are first asked for: most programs use none of them."""
+    if name in ("dialects", "reference", "schedules"):
         from importlib import import_module
 
         return import_module(f"{__name__}.{name}")

@@ -1,7 +1,9 @@
 """The forms in which parameters and gradients come: each is checked, and becomes arrays and groups."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from rmsfast._core.arrays import ArrayPlan
 from rmsfast._core.rows import SummedRows
 from rmsfast.rows import Rows, is_sparse, whole_rows
 from rmsfast.settings import (
+    SETTINGS,
     Array,
     ParamGroup,
     as_settings,
@@ -20,8 +23,9 @@ from rmsfast.settings import (
     did_you_mean,
 )
 
-FORMS = "an array, a sequence or mapping of arrays, or a sequence of groups"
-FLAT = 'give nested arrays in one flat mapping, by names such as {"layers.0.W": W, "layers.0.b": b}'
+FORMS = "an array, a sequence or mapping of arrays, which may be nested, or a sequence of groups"
+DEEPEST = 64  # a list in a list, and so on
+OMITTED = object()  # in the place of a gradient whose name a mapping lacks
 
 
 def as_array(label: str, value: Any, dtype: str = "float32") -> Array:
@@ -41,7 +45,7 @@ def as_array(label: str, value: Any, dtype: str = "float32") -> Array:
     if not isinstance(value, np.generic) and is_of_numbers(value):
         raise TypeError(f"{came}: np.array(numbers, dtype=np.{dtype}) makes one")
     if isinstance(value, (list, tuple, Mapping)):
-        raise TypeError(f"{came}: {FLAT}")
+        raise TypeError(came)
     try:
         return np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(memoryview(value))
     except Exception as error:
@@ -192,24 +196,41 @@ def as_sequence(label: str, value: Any, expected: str) -> list[Any]:
     return list(value)
 
 
+def is_branch(value: Any) -> bool:
+    """Whether a value is a list, tuple or mapping that has parameters or gradients in it, and no list of numbers."""
+    return isinstance(value, (list, tuple, Mapping)) and not is_gradient(value) and not is_of_numbers(value)
+
+
+def leaves(label: str, tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield what is in a tree of lists, tuples and mappings, each with its path, as "layers.0.W"."""
+    if depth > DEEPEST:
+        raise ValueError(f"{label}: nested more than {DEEPEST} deep, expected less")
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        name = f"{path}{key}" if type(key) is int and not isinstance(tree, Mapping) else path + as_name(key, label)
+        if is_branch(value):
+            yield from leaves(label, value, f"{name}.", depth + 1)
+        else:
+            yield name, value
+
+
 def as_params(params: Any, first: int = 0, alone: bool = False) -> tuple[list[str] | None, list[Array]]:
     """Return the names, if there are any, and the arrays of one group.
 
     Messages name the arrays by index, from `first` on. An array `alone` is all that the optimizer has: it has no index.
     """
-    if isinstance(params, Mapping):
-        names = [as_name(name) for name in params]
-        return names, [as_array(f"params[{name!r}]", value) for name, value in zip(names, params.values(), strict=True)]
     if is_array(params):
         return None, [as_array("params" if alone else f"params[{first}]", params)]
-    arrays = as_sequence("params", params, FORMS)
-    return None, [as_array(f"params[{i}]", value) for i, value in enumerate(arrays, first)]
+    tree = params if isinstance(params, Mapping) else as_sequence("params", params, FORMS)
+    if isinstance(tree, Mapping) or any(map(is_branch, tree)):
+        named = list(leaves("params", tree))
+        return [name for name, _ in named], [as_array(f"params[{name!r}]", value) for name, value in named]
+    return None, [as_array(f"params[{i}]", value) for i, value in enumerate(tree, first)]
 
 
-def as_name(name: Any) -> str:
+def as_name(name: Any, label: str = "params") -> str:
     """Return a parameter's name as a str of no subclass, or raise."""
     if not isinstance(name, str):
-        raise TypeError(f"params: {name!r:.60} as a name, expected a str")
+        raise TypeError(f"{label}: {name!r:.60} as a name, expected a str")
     return str.__str__(name)
 
 
@@ -217,14 +238,23 @@ def as_groups(params: Any) -> list[Mapping[str, Any]]:
     """Return params, in any of its forms, as a list of groups."""
     if is_array(params):
         return [{"params": params}]
-    members: Any = params
-    if not isinstance(params, Mapping):
-        members = as_sequence("params", params, FORMS)
-    if len(members) == 0:
+    members: Any = params if isinstance(params, Mapping) else as_sequence("params", params, FORMS)
+    if isinstance(members, list) and any(isinstance(member, Mapping) and "params" in member for member in members):
+        return members
+    for i, member in enumerate([members] if isinstance(params, Mapping) else members):
+        if isinstance(member, Mapping) and any(is_setting(name, value) for name, value in member.items()):
+            raise TypeError(
+                f"param_groups[{i}]: {member!r:.60}, expected a mapping with 'params' and settings, in a sequence: "
+                "[{'params': [W, b], 'lr': 0.1}]"
+            )
+    if is_branch(members) and next(leaves("params", members), None) is None:
         raise ValueError("params: empty, expected at least one array")
-    if isinstance(params, Mapping) or not any(isinstance(member, Mapping) for member in members):
-        return [{"params": members}]
-    return list(members)
+    return [{"params": members}]
+
+
+def is_setting(name: Any, value: Any) -> bool:
+    """Whether this is a setting, and no array or tree of arrays that has the same name."""
+    return isinstance(name, str) and name in SETTINGS and not is_array(value) and not is_branch(value)
 
 
 def in_line(grads: Any, keys: Sequence[Any], named: bool, label: str = "grads") -> list[Any]:
@@ -236,24 +266,70 @@ def in_line(grads: Any, keys: Sequence[Any], named: bool, label: str = "grads") 
                 f"{label}: a mapping, expected a sequence of {count}, because the parameters have no names: give "
                 "`params` as a mapping to name them"
             )
-        known = set(keys)
-        for name in grads:
-            if name not in known:
-                names = ", ".join(map(repr, keys[:10])) + ", …" * (len(keys) > 10)
-                raise ValueError(
-                    f"{label}[{name!r}]: no parameter has this name, expected one of {names}{did_you_mean(name, keys)}"
-                )
-        return [grads.get(key) for key in keys]
+        return by_name(grads, keys, label)
     if len(keys) == 1 and is_gradient(grads):
         return [grads]
     if is_gradient(grads):
         raise TypeError(f"{label}: one array, expected a sequence of {count}, one for each parameter")
     line = as_sequence(label, grads, f"a {'mapping' if named else 'sequence'} of {count}")
+    if named and (any(map(is_branch, line)) or (len(line) != len(keys) and fits(line, keys))):
+        return by_name(line, keys, label)
     if len(line) != len(keys):
         raise ValueError(
             f"{label}: {count_of(len(line), 'gradient')}, expected {len(keys)}: an array or None for each parameter"
         )
     return line
+
+
+def fits(tree: Any, keys: Sequence[Any]) -> bool:
+    """Whether all paths of a tree of gradients are those of parameters."""
+    known = set(keys)
+    return all(name in known or (value is None and below(name, keys)) for name, value in leaves("grads", tree))
+
+
+def below(name: str, keys: Sequence[Any]) -> list[Any]:
+    """Return the keys of the parameters that are below a path."""
+    return [key for key in keys if key.startswith(f"{name}.")]
+
+
+def by_name(tree: Any, keys: Sequence[Any], label: str) -> list[Any]:
+    """Return the gradients of the parameters `keys` from a tree, with OMITTED for a name that a mapping lacks.
+
+    None in the place of a list, tuple or mapping is None for all that is in it.
+    """
+    found = dict.fromkeys(keys, OMITTED)
+    for name, value in leaves(label, tree):
+        if name in found:
+            found[name] = value
+        elif value is None and (left_alone := below(name, keys)):
+            found |= dict.fromkeys(left_alone)
+        else:
+            names = ", ".join(map(repr, keys[:10])) + ", …" * (len(keys) > 10)
+            raise ValueError(
+                f"{label}[{name!r}]: no parameter has this name, expected one of {names}{did_you_mean(name, keys)}"
+            )
+    for name, value in found.items():
+        if value is OMITTED:
+            check_length(tree, name, label)
+    return list(found.values())
+
+
+def check_length(tree: Any, name: str, label: str) -> None:
+    """Raise if there is no gradient of this name because a list or tuple ends before it."""
+    path = name.split(".")
+    for i, part in enumerate(path):
+        if isinstance(tree, Mapping) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, (list, tuple)):
+            if not part.isdecimal() or int(part) >= len(tree):
+                where = f"{label}[{'.'.join(path[:i])!r}]" if i else label
+                raise ValueError(
+                    f"{where}: {count_of(len(tree), 'entry', 'entries')}, expected more: a gradient or None for "
+                    f"params[{name!r}]"
+                )
+            tree = tree[int(part)]
+        else:
+            return
 
 
 def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -281,7 +357,7 @@ def as_group(
     label = f"param_groups[{index}]"
     given = dict(group) if isinstance(group, Mapping) else {}  # read once: the next answer may be another
     if "params" not in given:
-        raise TypeError(f"{label}: {group!r:.60}, expected a mapping with 'params' and settings. Or {FLAT}")
+        raise TypeError(f"{label}: {group!r:.60}, expected a mapping with 'params' and settings")
     own = {name: value for name, value in given.items() if name not in ("params", "param_names")}
     settings = {**defaults, **as_settings(own, f"{label}[{{!r:.60}}]")}
     check_together(settings, "" if settings == defaults else f"{label}: ")
@@ -306,9 +382,29 @@ def as_line(grads: Any, plan: ArrayPlan, erases: bool = False, kind: str = "grad
     """
     if isinstance(grads, Iterable) and not isinstance(grads, Mapping) and not is_gradient(grads):
         grads = as_sequence(kind, grads, "a sequence of arrays")
-        if len(grads) == len(plan.groups) and any(isinstance(entry, (list, tuple, Mapping)) for entry in grads):
+        nested = any(isinstance(entry, (list, tuple, Mapping)) for entry in grads)
+        if nested and len(grads) == len(plan.groups) and not (plan.named and fits(grads, plan.keys)):
             grads = in_line_by_group(grads, plan.groups)
+    line = in_line(grads, plan.keys, plan.named, kind)
+    omitted = [key for key, g in zip(plan.keys, line, strict=True) if g is OMITTED]
+    if omitted and kind == "grads" and not plan.may_omit:
+        warn_of_omitted(omitted)
+        plan.may_omit = True
     return [
-        as_gradient(label_of(kind, key, plan.single), g, w, erases)
-        for key, g, w in zip(plan.keys, in_line(grads, plan.keys, plan.named, kind), plan.params, strict=True)
+        as_gradient(label_of(kind, key, plan.single), None if g is OMITTED else g, w, erases)
+        for key, g, w in zip(plan.keys, line, plan.params, strict=True)
     ]
+
+
+def warn_of_omitted(names: Sequence[str]) -> None:
+    """Warn at the user's line that a mapping has no gradients of these names."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "rmsfast":
+        level, frame = level + 1, frame.f_back
+    listed = ", ".join(map(repr, names[:10])) + ", …" * (len(names) > 10)
+    warnings.warn(
+        f"grads: no gradient of {listed}, expected one for each name: a parameter without stays as it is. Give None "
+        "for one that you leave alone on purpose. This is said once",
+        stacklevel=level,
+    )

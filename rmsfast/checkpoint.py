@@ -8,18 +8,21 @@ import os
 import secrets
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from rmsfast._core.plan import STATE_NAMES
+from rmsfast.schedules import as_plain, from_plain
+from rmsfast.settings import SCHEDULED
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = "rmsfast.RMSProp"
 VERSION = 1
+DEEPEST = 100  # of what the user adds, a list in a list
 LONGEST_HEADER = 2000  # of an array in NumPy's format: enough for 64 axes of the largest size
 
 # The members of a file: "header", JSON as bytes; "param_3", "square_avg_3" and the other arrays of the fourth
@@ -31,8 +34,13 @@ LONGEST_HEADER = 2000  # of an array in NumPy's format: enough for 64 axes of th
 SIGNS_OF_DAMAGE = (errno.EINVAL, None)
 
 
-def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list[Array], skipped_steps: int) -> None:
-    """Write a state dict, the parameters and a count to a new file. Once it is on the disk, it replaces the old one."""
+def write(
+    path: str | os.PathLike[str], state_dict: dict[str, Any], params: list[Array], skipped_steps: int, extra: Any
+) -> None:
+    """Write a state dict, the parameters, a count and what the user adds to a new file.
+
+    Once it is on the disk, it replaces the old one.
+    """
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -40,8 +48,10 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
         "steps": [entry["step"] for entry in state_dict["state"].values()],
         "param_groups": state_dict["param_groups"],
         "skipped_steps": skipped_steps,
+        "extra": extra,
     }
-    members: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    text = json.dumps(header, default=as_plain)
+    members: dict[str, Any] = {"header": np.frombuffer(text.encode(), np.uint8)}
     for i, (w, entry) in enumerate(zip(params, state_dict["state"].values(), strict=True)):
         members[f"param_{i}"] = w
         members |= {f"{name}_{i}": a for name, a in entry.items() if name != "step"}
@@ -51,6 +61,10 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
     temporary = target.with_name(
         f".rmsfast.{secrets.token_hex(8)}.tmp"
     )  # independent of the target's name, which may be long
+    if not target.parent.exists():
+        raise FileNotFoundError(
+            errno.ENOENT, "no such folder, expected one that is there: make it first", str(target.parent)
+        )
     kept = None
     with contextlib.suppress(FileNotFoundError):
         kept = stat.S_IMODE(mode_of_file(target))
@@ -68,6 +82,27 @@ def write(path: str | os.PathLike[str], state_dict: dict[str, Any], params: list
             temporary.unlink()
         raise
     flush_folder(target.parent)
+
+
+def as_json(label: str, value: Any, depth: int = 0) -> Any:
+    """Return what the user adds to a file as JSON can hold it: numbers and arrays of NumPy as Python's. Or raise."""
+    if isinstance(value, (np.generic, np.ndarray)) and value.dtype.kind in "biufU":
+        value = value.tolist()
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if depth > DEEPEST:
+        raise ValueError(f"{label}: nested more than {DEEPEST} deep, expected less")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{label}: {key!r:.60} as a key, expected a str, because JSON has no other")
+        return {key: as_json(f"{label}[{key!r}]", part, depth + 1) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(f"{label}[{i}]", part, depth + 1) for i, part in enumerate(value)]
+    state = ": give its .bit_generator.state" if isinstance(value, np.random.Generator) else ""
+    raise TypeError(
+        f"{label}: {type(value).__name__}, expected None, a bool, a number, a str, or a list or mapping of such{state}"
+    )
 
 
 def mode_of_file(path: Path) -> int:
@@ -94,7 +129,7 @@ def flush_folder(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str | int, Array], int]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str | int, Array], int, Any]:
     """Return the arguments of `write`, the parameters by name. Raise ValueError for a file of another kind."""
     mode_of_file(Path(path))
     with Path(path).open("rb") as file:
@@ -122,7 +157,9 @@ def read_json(member: Array) -> Any:
         raise ValueError("its header is nested too deeply") from error
 
 
-def unpack(header: dict[str, Any], members: dict[str, Array]) -> tuple[dict[str, Any], dict[str | int, Array], int]:
+def unpack(
+    header: dict[str, Any], members: dict[str, Array]
+) -> tuple[dict[str, Any], dict[str | int, Array], int, Any]:
     """Return the arguments of `write`, the parameters by name, from the members that it wrote."""
     state: dict[str | int, dict[str, Any]] = {}
     params: dict[str | int, Array] = {}
@@ -135,7 +172,12 @@ def unpack(header: dict[str, Any], members: dict[str, Array]) -> tuple[dict[str,
         state[name] = {"step": step, **arrays}
     if rest:
         raise ValueError(f"{len(rest)} members belong to no parameter")
-    return {"state": state, "param_groups": header["param_groups"]}, params, header["skipped_steps"]
+    groups = header["param_groups"]
+    for i, group in enumerate(groups if isinstance(groups, list) else ()):
+        for name in SCHEDULED:
+            if isinstance(group, dict) and name in group:
+                group[name] = from_plain(f"param_groups[{i}][{name!r}]", group[name])
+    return {"state": state, "param_groups": groups}, params, header["skipped_steps"], header.get("extra")
 
 
 def read_members(file: IO[bytes]) -> dict[str, Array]:

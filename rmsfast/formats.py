@@ -26,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 INFINITE, A_NAN, MAGNITUDE = 0x7F800000, 0x7FC00000, 0x7FFFFFFF  # of a float32: bits of two numbers; all but the sign
 MANTISSA = 4  # bits of mantissa in an element of 8 bits, …
 CUT = 23 - MANTISSA  # … and how many fewer that is than a float32 has
-SCALED = 64  # elements that share a scale, and random words
+SCALED = 64  # elements that share a scale
 
 
 def bits_of(x: Array) -> Array:
@@ -167,19 +167,19 @@ def code_signed(x: Array, random: Any) -> tuple[Array, int]:
 def random_bits(seed: int, parameter: int, step: int, stream: int, n: int) -> Array:
     """Return 16 random bits for each of n elements: a function of the arguments and of the element alone.
 
-    The streams 0, 1, 2, 3 are those of w, v, m, b. In each block of 64 elements, 32 words are hashed; the element i has
-    the lower half of a word, and the element i + 32 its upper half. The hash is lowbias32 by C. Wellons
+    The streams 0, 1, 2, 3 are those of w, v, m, b. Two elements share a word: the first has its lower half, the second its
+    upper half. The hash is lowbias32 by C. Wellons
     (https://nullprogram.com/blog/2018/07/31/), with a second key between its multiplications.
     """
     key = mix(mix(mix(mix(seed) + parameter) + step) + stream)
-    number = np.arange(-(-n // SCALED) * SCALED // 2, dtype=np.uint64)
+    number = np.arange((n + 1) // 2, dtype=np.uint64)
     keys = np.array([mix(key + high) for high in range(int(len(number)) // 2**32 + 1)], np.uint64)
     keys = keys[(number >> np.uint64(32)).astype(np.intp)]
     before, between = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
     x = number.astype(np.uint32) ^ before
     x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D)
     x = (x ^ x >> np.uint32(15) ^ between) * np.uint32(0x846CA68B)
-    x = (x ^ x >> np.uint32(16)).reshape(-1, SCALED // 2)
+    x = x ^ x >> np.uint32(16)
     return np.stack([x & np.uint32(0xFFFF), x >> np.uint32(16)], axis=1).reshape(-1)[:n].astype(np.uint16)
 
 

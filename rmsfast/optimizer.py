@@ -13,13 +13,15 @@ from rmsfast._core import steps
 from rmsfast._core.arrays import update as update_one
 from rmsfast._core.rows import SummedRows
 from rmsfast.arguments import Loan, as_array, as_group, as_groups, as_line, as_loans, is_array, label_of
-from rmsfast.settings import GRAD_SCALE, SWITCH, ParamGroup, as_settings, read_settings
+from rmsfast.attributes import Rate, Settings, with_our_names
+from rmsfast.settings import GRAD_SCALE, SWITCH, ParamGroup, as_settings, number_at, read_settings
 from rmsfast.settings import SETTINGS as SETTINGS  # this and the next also for rmsfast.torch
 from rmsfast.settings import check_together as check_together
 from rmsfast.state import as_count, as_like, as_restored, as_state_dict
+from rmsfast.summary import summary
 
 
-class RMSProp:
+class RMSProp(Settings):
     """RMSProp on arrays in CPU memory, updated in place: the plain rule, and the variants of every framework.
 
     For each parameter w with gradient g, and the running average v of its squared gradient, which starts at 0::
@@ -32,20 +34,22 @@ class RMSProp:
 
     Parameters
     ----------
-    params : array, sequence or mapping of arrays, or sequence of groups
+    params : array, sequence, mapping or tree of arrays, or sequence of groups
         The arrays to train: float32, float64, complex64, complex128, float16 or bfloat16 (of `ml_dtypes`), C- or
         F-contiguous, aligned, writable, of any shape, none sharing memory with another. Those of 16 bits are updated in
         float32 and rounded. A complex array is trained as its real and imaginary parts, side by
         side. An object that shares its memory by the buffer protocol, PyTorch's tensors, or, from NumPy 2.2 on, DLPack
         is taken as an array; its memory cannot be resized from then on, and a step refuses it if it was moved. A
-        mapping gives names. A group is a mapping with ``"params"`` and with its own settings for some of the keywords
-        below, except `num_threads`.
+        mapping gives names. In a tree of lists, tuples and mappings, such as ``[(W, b), …]`` or ``{"layers": [{"W": W,
+        "b": b}, …]}``, the names are paths, such as ``layers.0.W``. A group is a mapping with ``"params"`` and with its
+        own settings for some of the keywords below, except `num_threads`.
     lr : float or callable, default 1e-3
         The learning rate η ≥ 0. A callable is given the number of steps taken so far (0 at the first step) and returns
-        the rate. It is called once per step, while the optimizer is locked: it must not use the optimizer. As every
-        setting, a number in an array is read once: a later change of the array has no effect.
-    beta : float, default 0.9
-        The decay of the average, from 0 to 1. PyTorch calls it alpha, Keras rho.
+        the rate. It is called once per step, while the optimizer is locked: it must not use the optimizer.
+        `rmsfast.schedules` has the usual ones. As every setting, a number in an array is read once: a later change of
+        the array has no effect.
+    beta : float or callable, default 0.9
+        The decay of the average, from 0 to 1. PyTorch calls it alpha, Keras rho. A callable, as for `lr`.
     eps : float, default 1e-8
         Added to the root, ≥ 0.
     momentum : float, default 0
@@ -133,11 +137,12 @@ class RMSProp:
 
     _rule: Callable[..., Any] | None = None  # a Python function instead of the kernel: see reference.py
 
+    @with_our_names
     def __init__(
         self,
         params: Any,
-        lr: float | Callable[[int], float] = 1e-3,
-        beta: float = 0.9,
+        lr: Rate = 1e-3,
+        beta: Rate = 0.9,
         eps: float = 1e-8,
         *,
         momentum: float = 0.0,
@@ -178,12 +183,13 @@ class RMSProp:
 
         Parameters
         ----------
-        grads : array, sequence or mapping of arrays
+        grads : array, sequence, mapping or tree of arrays
             The gradients in the form that `params` had, with the parameters' shapes and dtypes, in any memory layout. A
             float16 or bfloat16 parameter also takes a float32 gradient, and the other way round.
             Without this argument, the step uses those that `bind` remembers. A parameter whose gradient is None stays
-            as it is, and a mapping may omit names. With groups: one entry for each parameter, or for each group. No
-            gradient may share memory with a parameter or its state.
+            as it is, and so do all in a tree below a None. A mapping may omit names, with the same effect and one
+            warning. With groups: one entry for each parameter, or for each group. No gradient may share memory with a
+            parameter or its state.
             `Rows` instead of an array are the gradient of some rows alone. So is a SciPy sparse matrix in which each
             row is whole or empty.
         grad_scale : float, default 1
@@ -203,6 +209,12 @@ class RMSProp:
         FloatingPointError
             If a gradient has infinite or NaN elements and its group's `nonfinite` is "raise".
 
+        Warns
+        -----
+        UserWarning
+            The first time that a mapping omits names, with the names: a gradient that was forgotten would leave its
+            parameter as it is, unseen. Give None for one that you leave alone on purpose.
+
         Notes
         -----
         The step checks everything before it changes the first element. A call that raises has changed nothing.
@@ -215,7 +227,7 @@ class RMSProp:
 
         Parameters
         ----------
-        grads : array, sequence or mapping of arrays
+        grads : array, sequence, mapping or tree of arrays
             As for `step`, except `Rows`; or None, to forget them. The arrays must stay where they are. Call `bind`
             again after `add_param_group`.
 
@@ -332,16 +344,17 @@ class RMSProp:
         return tuple(self._front.plan.groups)
 
     @property
-    def lr(self) -> float | Callable[[int], float]:
-        """The learning rate of all groups (ValueError if they differ). Setting it sets the rate of each group."""
-        rates = [group["lr"] for group in self._front.plan.groups]
-        if any(rate != rates[0] for rate in rates):
-            raise ValueError(f"lr: the groups have {rates}, expected one rate: read opt.param_groups[i]['lr']")
-        return rates[0]  # type: ignore[no-any-return]
+    def current_lr(self) -> float:
+        """The learning rate of the next step as a number. A schedule is asked for it.
 
-    @lr.setter
-    def lr(self, value: float | Callable[[int], float]) -> None:
-        self._changed.put([group.held() for group in self._front.plan.groups], as_settings({"lr": value}))
+        Like `lr`, it is that of all groups (ValueError if they differ).
+        """
+        return number_at("lr", self.lr, self.steps)  # type: ignore[no-any-return]
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken, whichever parameters had gradients. Skipped steps do not count."""
+        return self._front.steps
 
     @property
     def skipped_steps(self) -> int:
@@ -366,29 +379,31 @@ class RMSProp:
         dict
             ``state``: for each parameter, by name or index, a dict of ``step``, an int, and the arrays ``square_avg``
             and, where there are any, ``grad_avg`` and ``momentum_buffer``. ``param_groups``: for each group, a dict of
-            its settings and of ``params``, the names or indices of its parameters. A callable ``lr`` is left out, and
-            ``step``, the number of steps taken, is there instead.
+            its settings and of ``params``, the names or indices of its parameters. Where a setting has a schedule,
+            ``step``, the number of steps taken, is there, too. A callable of your own is left out.
         """
         return as_state_dict(self._front.snapshot())
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, settings: bool = True) -> None:
         """Continue from what `state_dict` returned. The parameters stay as they are. If it raises, nothing changes.
 
         Parameters
         ----------
         state_dict : mapping
             It has the same groups and the same parameters, by name or index, of the same shapes and dtypes. A setting
-            that is missing, such as a callable ``lr``, stays as it is.
+            that is missing stays as it is.
+        settings : bool, default True
+            As for `load`.
 
         Raises
         ------
         TypeError, ValueError
-            If something is missing, unknown, of a wrong type, or does not fit, or if a parameter was resized or changed
-            since it was given.
+            If something is missing, unknown, of a wrong type, or does not fit, if a number would take the place of a
+            schedule, or if a parameter was resized or changed since it was given.
         """
-        self._front.restore(*as_restored(self._front, state_dict))
+        self._front.restore(*as_restored(self._front, state_dict, SWITCH.read(settings, "settings")))
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], extra: Any = None) -> None:
         """Write the parameters, their state and the settings to one file, from which `load` continues.
 
         Parameters
@@ -397,32 +412,48 @@ class RMSProp:
             The file; ``.npz`` is the usual ending. A file with this name is replaced in one operation, once the new
             one is complete and on the disk: after a crash, one of the two is there. The new one has the old one's
             permissions.
+        extra : optional
+            What else your run needs to go on, such as ``{"epoch": 3, "rng": rng.bit_generator.state}``: None, a bool, a
+            number, a str, or lists and mappings of such, as JSON has them. Arrays and tuples become lists. `load`
+            returns it.
 
         Raises
         ------
         OSError
             If the file cannot be written, or `path` is a folder or a device. An old file stays as it was.
+        TypeError, ValueError
+            If JSON cannot hold `extra`. An old file stays as it was.
 
         Notes
         -----
-        `numpy.savez` writes the file, without pickles. A callable ``lr`` is not part of it.
+        `numpy.savez` writes the file, without pickles. A schedule of `rmsfast.schedules` is part of it. A callable of
+        your own is not, but that there was one is.
 
         A process that is killed while it saves leaves a part of the new file beside the old one, under a name such as
         ``.rmsfast.0123456789abcdef.tmp``. Nothing reads such a file. You may delete it when no process saves there.
         """
         from rmsfast import checkpoint  # here, because it would double the time that `import rmsfast` takes
 
+        added = checkpoint.as_json("extra", extra)
         taken = self._front.snapshot(with_params=True)
-        checkpoint.write(path, as_state_dict(taken), taken.params, taken.skipped)
+        checkpoint.write(path, as_state_dict(taken), taken.params, taken.skipped, added)
 
-    def load(self, path: str | PathLike[str]) -> None:
+    def load(self, path: str | PathLike[str], *, settings: bool = True) -> Any:
         """Continue from what `save` wrote: parameters, state and settings. If it raises, nothing changes.
 
         Parameters
         ----------
         path : str or path
             A file from `save`. Its optimizer had the same groups of parameters, with the same names (if any), shapes
-            and dtypes. A callable ``lr`` stays as it is.
+            and dtypes.
+        settings : bool, default True
+            False takes the parameters, their state and the counts of steps, and leaves the settings as they are here.
+            State that they need and the file lacks begins with zeros.
+
+        Returns
+        -------
+        object
+            The `extra` of `save`, or None.
 
         Raises
         ------
@@ -431,6 +462,10 @@ class RMSProp:
         TypeError, ValueError
             If the file is damaged, not from `save`, of an unknown version, or of another optimizer, or if a parameter
             was resized or changed since it was given.
+        ValueError
+            If a number in the file would take the place of a schedule here. If the file was saved with a callable of
+            your own, and this optimizer has none; or with one of `rmsfast.schedules`, and this optimizer has a callable
+            of your own. Give this optimizer what was saved before you load, or load with ``settings=False``.
 
         Notes
         -----
@@ -439,11 +474,13 @@ class RMSProp:
         """
         from rmsfast import checkpoint
 
-        state_dict, saved, skipped = checkpoint.read(path)
-        plan, steps, states, settings, steps_taken = as_restored(self._front, state_dict)
+        with_settings = SWITCH.read(settings, "settings")
+        state_dict, saved, skipped, extra = checkpoint.read(path)
+        plan, steps, states, values, steps_taken = as_restored(self._front, state_dict, with_settings)
         params = [as_like(f"params[{key!r}]", saved[key], w) for key, w in zip(plan.keys, plan.params, strict=True)]
         skipped = as_count("skipped_steps", skipped)
-        self._front.restore(plan, steps, states, settings, steps_taken, params, skipped)
+        self._front.restore(plan, steps, states, values, steps_taken, params, skipped)
+        return extra
 
     def __copy__(self) -> "RMSProp":
         twin = type(self).__new__(type(self))
@@ -478,8 +515,7 @@ class RMSProp:
         self.__dict__.update(state["attributes"])
 
     def __repr__(self) -> str:
-        groups = "".join(f"\n    {group!r}" for group in self._front.plan.groups)
-        return f"{type(self).__name__}({groups}\n)"
+        return summary(type(self).__name__, self._front)
 
 
 # What __setstate__ makes anew. All other attributes belong to a subclass.

@@ -12,6 +12,14 @@ from rmsfast._core.formats import is_half
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+class Schedule:
+    """A function of the number of steps taken so far, which a file can hold. `rmsfast.schedules` has all of them."""
+
+    def __call__(self, step: int) -> float:
+        """Return the number for the step that comes after this many steps."""
+        raise NotImplementedError
+
+
 class Number:
     """A setting that is a real number from 0 to `high`.
 
@@ -36,7 +44,12 @@ class Number:
         if number is not None and 0 <= number <= self.high and not (self.above and number == 0):
             return number
         error = TypeError if number is None else ValueError
-        raise error(f"{label}: {value!r:.60}, expected {self}")
+        remedy = ""
+        if isinstance(value, Mapping):
+            remedy = ": settings of a dialect are keywords, RMSProp(params, **settings)"
+        elif isinstance(value, type) and issubclass(value, Schedule):
+            remedy = f": rmsfast.schedules.{value.__name__}(...) makes a schedule"
+        raise error(f"{label}: {value!r:.60}, expected {self}{remedy}")
 
     def __str__(self) -> str:
         if self.high < np.inf:
@@ -126,6 +139,29 @@ FIXED = {
     "master_weights": "as its parameters are stored",
 }
 
+# Those that may be a function of the number of steps taken so far.
+SCHEDULED = ("lr", "beta")
+
+# Other frameworks' names of settings: ours, and the dialect that takes theirs.
+FOREIGN = {
+    "learning_rate": ("lr", "keras"),
+    "alpha": ("beta", "torch"),
+    "rho": ("beta", "keras"),
+    "decay": ("beta", "optax"),
+    "gamma": ("beta", "d2l"),
+    "gamma1": ("beta", "mxnet"),
+    "gamma2": ("momentum", "mxnet"),
+    "epsilon": ("eps", "keras"),
+    "wd": ("weight_decay", "mxnet"),
+    "decoupled_decay": ("decoupled_weight_decay", "timm"),
+    "eps_in_sqrt": ("eps_inside_sqrt", "optax"),
+    "initial_scale": ("initial_square_avg", "optax"),
+    "clipnorm": ("clip_norm", "keras"),
+    "clipvalue": ("clip_value", "keras"),
+    "clip_gradient": ("clip_value", "mxnet"),
+    "global_clipnorm": ("clip_global_norm", "keras"),
+}
+
 # A setting of one step.
 GRAD_SCALE = Number(1.0, high=sys.float_info.max)
 
@@ -145,27 +181,35 @@ def as_float(value: Any) -> float | None:
 
 
 def as_settings(values: Mapping[str, Any], label: str = "{!s:.60}") -> dict[str, Any]:
-    """Return settings with each number as a float in its range, or raise. `lr` may be a callable."""
+    """Return settings with each number as a float in its range, or raise. `lr` and `beta` may be callables."""
     values = {str.__str__(name) if isinstance(name, str) else name: value for name, value in values.items()}
     for name in values:
         if name not in SETTINGS:
-            raise ValueError(
-                f"{label.format(name)}: no such setting, expected one of {', '.join(SETTINGS)}"
-                f"{did_you_mean(name, list(SETTINGS))}"
-            )
+            raise ValueError(no_such_setting(name, label.format(name)))
     return {
-        name: value if name == "lr" and is_schedule(value) else SETTINGS[name].read(value, label.format(name))
+        name: value if name in SCHEDULED and is_schedule(value) else SETTINGS[name].read(value, label.format(name))
         for name, value in values.items()
     }
 
 
-def did_you_mean(name: Any, names: Sequence[str]) -> str:
+def no_such_setting(name: Any, label: str) -> str:
+    """Return the message about a wrong name, which it calls `label`: with the right one, where it is known."""
+    ours, dialect = FOREIGN.get(name, ("", ""))
+    if ours:
+        return (
+            f"{label}: another framework's name, expected {ours}. rmsfast.dialects.{dialect}({name}=...) returns that "
+            "framework's settings under our names"
+        )
+    return f"{label}: no such setting, expected one of {', '.join(SETTINGS)}{did_you_mean(name, list(SETTINGS))}"
+
+
+def did_you_mean(name: Any, names: Sequence[str], likeness: float = 0.6) -> str:
     """Return the end of a message about a wrong name: a question with the nearest right one, or nothing."""
     if not isinstance(name, str):
         return ""
     from difflib import get_close_matches  # here, so that `import rmsfast` does not load it
 
-    close = get_close_matches(str.__str__(name)[:100], names, 1)
+    close = get_close_matches(str.__str__(name)[:100], names, 1, likeness)
     return f". Did you mean {close[0]!r}?" if close else ""
 
 
@@ -181,7 +225,9 @@ def check_together(settings: Mapping[str, Any], label: str = "") -> None:
         )
     clips = [name for name in ("clip_value", "clip_norm", "clip_global_norm") if settings[name] is not None]
     if len(clips) > 1:
-        raise ValueError(f"{label}{' and '.join(clips)}: expected one of them at most: set the others to None")
+        raise ValueError(
+            f"{label}{' and '.join(clips)}: set together, expected one of them at most: set the others to None"
+        )
     if settings["master_weights"] and settings["rounding"] == "stochastic":
         raise ValueError(
             f"{label}rounding: 'stochastic' with master_weights, expected 'nearest': each step rounds the exact master "
@@ -204,9 +250,19 @@ def check_formats(settings: Mapping[str, Any], arrays: Sequence[Array], label: s
         raise ValueError(f"{label}rounding: 'stochastic' {expected}: parameters of {dtypes} are not rounded")
 
 
-def is_schedule(lr: Any) -> bool:
-    """Whether a learning rate is a function of the step count."""
-    return callable(lr) and not isinstance(lr, type)
+def is_schedule(value: Any) -> bool:
+    """Whether a setting is a function of the number of steps taken so far."""
+    return callable(value) and not isinstance(value, type)
+
+
+def is_own(value: Any) -> bool:
+    """Whether a setting is a function of the user's own, which no file can hold."""
+    return is_schedule(value) and type(value).__module__ != "rmsfast.schedules"
+
+
+def number_at(name: str, value: Any, steps: int) -> Any:
+    """Return a setting as the number that it is after so many steps."""
+    return SETTINGS[name].read(value(steps), f"{name}({steps})") if is_schedule(value) else value
 
 
 def read_settings(groups: Sequence["ParamGroup"], steps: int) -> tuple[bool, list[dict[str, Any]]]:
@@ -215,15 +271,18 @@ def read_settings(groups: Sequence["ParamGroup"], steps: int) -> tuple[bool, lis
     A schedule is called once, also where several groups have it.
     """
     all_settings = [group.settings() for group in groups]  # all before a schedule or another thread changes one
-    rates: dict[Any, Any] = {}
+    numbers: dict[Any, Any] = {}
     for settings in all_settings:
-        lr = settings["lr"]
-        if is_schedule(lr):
-            key = lr if isinstance(lr, Hashable) else id(lr)
-            if key not in rates:
-                rates[key] = SETTINGS["lr"].read(lr(steps), f"lr({steps})")
-            settings["lr"] = rates[key]
-    return bool(rates), all_settings
+        scheduled = [name for name in SCHEDULED if is_schedule(settings[name])]
+        for name in scheduled:
+            value = settings[name]
+            key = name, value if isinstance(value, Hashable) else id(value)
+            if key not in numbers:
+                numbers[key] = number_at(name, value, steps)
+            settings[name] = numbers[key]
+        if scheduled:
+            check_together(settings)
+    return bool(numbers), all_settings
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -273,13 +332,19 @@ class ParamGroup(MutableMapping[str, Any]):
                     "parameters"
                 )
         values = as_settings(values)
+        self.check(values)
+        self._changed.put([self._settings], values)
+
+    def check(self, values: Mapping[str, Any], label: str = "") -> None:
+        """Raise if these settings, each in its range, do not fit the others. Messages begin with `label`."""
         for name, why in FIXED.items():
             fixed = self._settings[name]
             if values.get(name, fixed) != fixed:
                 shown = f"{fixed:g}" if type(fixed) is float else repr(fixed)
-                raise ValueError(f"{name}: cannot change once the group is made, expected {shown}, {why}")
-        check_together({**self._settings, **values})
-        self._changed.put([self._settings], values)
+                raise ValueError(f"{label}{name}: cannot change once the group is made, expected {shown}, {why}")
+        settings = {**self._settings, **values}
+        check_together(settings, label)
+        check_formats(settings, self._fixed["params"], label)
 
     def held(self) -> dict[str, Any]:
         """Return the settings themselves, no copy, for `Flag.put`. Check a value before you put it there."""
@@ -293,12 +358,21 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         arrays = self._fixed["params"]
-        usual = {name: setting.default for name, setting in SETTINGS.items() if name not in ("lr", "beta", "eps")}
-        shown = [name for name, value in self._settings.items() if value != usual.get(name)]
-        listed = ", ".join(f"{name}={self._settings[name]!r}" for name in shown)
-        return f"{count_of(len(arrays), 'array')}, {count_of(sum(a.size for a in arrays), 'element')}, {listed}"
+        return f"{count_of(len(arrays), 'array')}, {elements_of(arrays)}, {self.listed()}"
+
+    def listed(self) -> str:
+        """Return lr, and each setting that differs from its default, as a call would have them."""
+        settings = self.settings()
+        shown = [name for name, value in settings.items() if name == "lr" or value != SETTINGS[name].default]
+        return ", ".join(f"{name}={settings[name]!r}" for name in shown)
 
 
-def count_of(n: int, noun: str) -> str:
+def elements_of(arrays: Sequence[Array]) -> str:
+    """Return how many elements some arrays have, as text."""
+    n = sum(a.size for a in arrays)
+    return f"{n:,} element{'' if n == 1 else 's'}"
+
+
+def count_of(n: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, for a message."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return f"{n} {noun}" if n == 1 else f"{n} {plural or noun + 's'}"

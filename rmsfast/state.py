@@ -9,7 +9,7 @@ import numpy as np
 from rmsfast._core.formats import SCALED, is_half, layout, numbers_of, store_in
 from rmsfast._core.steps import ArrayFront, Snapshot
 from rmsfast.arguments import as_array
-from rmsfast.settings import Array, as_float, as_settings, check_together, count_of, is_schedule
+from rmsfast.settings import SCHEDULED, Array, as_float, as_settings, check_together, count_of, is_own, is_schedule
 
 # The largest step count that can be loaded. PyTorch keeps counts as floats, and up to here each count is a float of its
 # own. The kernel's counter goes on from here for longer than any run.
@@ -34,17 +34,22 @@ def as_state_dict(taken: Snapshot) -> dict[str, Any]:
                 if name not in state[key]:  # the setting is new: the next step would begin with zeros
                     order = "C" if params[key].flags.c_contiguous else "F"
                     state[key][name] = np.zeros(shape, dtype, order)
-        if is_schedule(settings["lr"]):
-            del settings["lr"]
+        if any(is_schedule(settings[name]) for name in SCHEDULED):
             settings["step"] = taken.steps
+        for name in SCHEDULED:
+            if is_own(settings[name]):
+                del settings[name]
         groups.append({**settings, "params": keys})
     return {"state": state, "param_groups": groups}
 
 
-def as_stored(label: str, entry: Mapping[str, Any], w: Array, settings: Mapping[str, Any]) -> dict[str, Array]:
+def as_stored(
+    label: str, entry: Mapping[str, Any], w: Array, settings: Mapping[str, Any], is_complete: bool
+) -> dict[str, Array]:
     """Return the arrays of a loaded entry as the state of w with these settings stores them, or raise.
 
-    What is stored otherwise is converted. A state that has no master begins with the parameter as it is.
+    What is stored otherwise is converted. A state that has no master begins with the parameter as it is. One that is not
+    complete begins with zeros, but for v.
     """
     forms = layout(w, settings)
     arrays: dict[str, Array] = {}
@@ -59,6 +64,11 @@ def as_stored(label: str, entry: Mapping[str, Any], w: Array, settings: Mapping[
                 arrays[name] = w.astype(np.float32)
             else:
                 arrays[name] = np.zeros(w.shape, np.int16)
+        elif name in NUMBERS and not is_complete and name != "square_avg" and name not in entry:
+            dtype, shape = forms[name]
+            arrays[name] = np.zeros(shape, dtype)
+            if f"{name}_scale" in forms:
+                arrays[f"{name}_scale"] = np.zeros(forms[f"{name}_scale"][1], np.uint8)
         elif name in NUMBERS:
             given = part(entry, name, object, label)
             form = layout(w, {**settings, "centered": True, "momentum": 1})[name]
@@ -147,8 +157,33 @@ def as_count(label: str, value: Any) -> int:
     return int(number)
 
 
-def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any, int | None]:
-    """Return the arguments of `ArrayFront.restore` from a state dict, or raise."""
+def check_schedule(label: str, here: Any, saved: Any, was_own: bool) -> None:
+    """Raise if a saved number would take the place of a schedule here, or a schedule that of another kind.
+
+    A schedule that `was_own`, the user's, was not saved.
+    """
+    if was_own:
+        if not is_schedule(here):
+            raise ValueError(
+                f"{label}: saved while it was a function of your own, which a file cannot hold, expected a function "
+                f"here, too, but this optimizer has {here!r}: set it to the function before you load, or load with "
+                "settings=False to keep the settings that are here"
+            )
+    elif is_own(here) if is_schedule(saved) and not is_own(saved) else is_schedule(here) and not is_schedule(saved):
+        raise ValueError(
+            f"{label}: {saved!r:.200}, expected {'a function of your own' if is_own(here) else 'a schedule'}, as this "
+            f"optimizer has {here!r:.200}: set it to the saved one before you load, or load with settings=False to "
+            "keep the settings that are here"
+        )
+
+
+def as_restored(
+    front: ArrayFront, state_dict: Any, with_settings: bool = True
+) -> tuple[Any, Any, Any, Any, int | None]:
+    """Return the arguments of `ArrayFront.restore` from a state dict, or raise.
+
+    Without settings, those that are here stay, and state that they need and the state dict lacks begins with zeros.
+    """
     plan, _ = front.state()
     groups, keys = plan.groups, plan.keys
     entries = part(state_dict, "state", Mapping)
@@ -164,8 +199,13 @@ def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any,
         if list(members) != expected:
             raise ValueError(f"param_groups[{i}]['params']: {list(members)!r:.200}, expected {expected!r:.200}")
         values = {key: value for key, value in group.items() if key not in NOT_LOADED}
-        settings.append(as_settings(values, f"param_groups[{i}][{{!r:.60}}]"))
-        loaded = {**groups[i].settings(), **settings[i]}
+        settings.append(as_settings(values, f"param_groups[{i}][{{!r:.60}}]") if with_settings else {})
+        here = groups[i].settings()
+        for name in SCHEDULED if with_settings else ():
+            was_own = name not in values and "step" in group
+            label = f"param_groups[{i}][{name!r}]"
+            check_schedule(label, here[name], settings[i].get(name, here[name]), was_own)
+        loaded = {**here, **settings[i]}
         check_together(loaded, f"param_groups[{i}]: ")
         complete += [loaded] * len(expected)
         if "step" in group:
@@ -180,6 +220,6 @@ def as_restored(front: ArrayFront, state_dict: Any) -> tuple[Any, Any, Any, Any,
     for key, w, own in zip(keys, map(np.asarray, plan.params), complete, strict=True):
         entry = part(entries, key, Mapping, "state")
         steps.append(as_count(f"state[{key!r}]['step']", part(entry, "step", object, f"state[{key!r}]")))
-        states.append(as_stored(f"state[{key!r}]", dict(entry), w, own))
+        states.append(as_stored(f"state[{key!r}]", dict(entry), w, own, with_settings))
     held = [group.held() for group in groups]
     return plan, steps, states, list(zip(held, settings, strict=True)), steps_taken

@@ -5,10 +5,8 @@ kernel. What stands here is what happens when the plan is made. `torch_tensors.p
 operations, for parameters that the kernel does not take.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 try:
     import torch
@@ -21,12 +19,22 @@ from torch.optim.optimizer import Optimizer
 from torch.utils import _python_dispatch as modes
 
 from rmsfast._core import tensors as _tensors
-from rmsfast._core.plan import STATE_NAMES
 from rmsfast._core.rows import SummedRows
 from rmsfast._core.threads import Lock, check_num_threads
-from rmsfast.settings import SETTINGS, check_together
+from rmsfast.torch_backward import StepInBackward, step_in_backward
+from rmsfast.torch_groups import (
+    OURS,
+    TF_LIKE,
+    as_saved,
+    asks_for_measures,
+    load_in_place,
+    read_settings,
+    refuse,
+    setting_of,
+    without_usual,
+)
+from rmsfast.torch_native import from_native, to_native
 from rmsfast.torch_tensors import (
-    DTYPES,
     STEP,
     Entry,
     as_gradient,
@@ -36,63 +44,14 @@ from rmsfast.torch_tensors import (
     is_distributed,
     kind_of,
     measure,
+    opaque,
     step_tensor,
     update,
 )
 
-__all__ = ["RMSprop", "RMSpropTFLike", "from_native", "to_native"]
-
-# ---- What a group holds ----
-
-# Our settings, and what a group that comes from PyTorch has of them.
-OURS: dict[str, Any] = {
-    "eps_inside_sqrt": False,
-    "lr_in_momentum": False,
-    "initial_square_avg": 0.0,
-    "decoupled_weight_decay": False,
-    "nesterov": False,
-    "bias_correction": False,
-    "clip_value": None,
-    "clip_norm": None,
-    "clip_global_norm": None,
-    "nonfinite": "propagate",
-}
-# Those of PyTorch that a group from an older version may lack.
-LATER: dict[str, Any] = {"momentum": 0, "centered": False, "foreach": None, "maximize": False}
-# Those that have no effect here, and are refused.
-REFUSED = {
-    "capturable": "the step runs on the CPU, where there are no graphs to capture",
-    "differentiable": "no gradient flows through a step",
-}
-# The kernel's names of the settings that have others here.
-NATIVE_NAMES = {"alpha": "beta"}
-NUMBERS = ("lr", "alpha", "eps", "weight_decay", "momentum", "initial_square_avg")
-SWITCHES = ("centered", "maximize", *(name for name, value in OURS.items() if value is False))
-CHECKED = ("clip_value", "clip_norm", "clip_global_norm", "nonfinite")
-# What looks the same while its value changes, as a tensor that is a learning rate.
-FIXED = (float, int, bool, str, type(None))
+__all__ = ["RMSprop", "RMSpropTFLike", "from_native", "step_in_backward", "to_native"]
 
 profiler_enabled = torch._C._autograd._profiler_enabled
-
-
-def read_settings(group: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Return the kernel's settings of a group, and whether they may change without the group showing it."""
-    settings: dict[str, Any] = {}
-    for name in NUMBERS:
-        settings[NATIVE_NAMES.get(name, name)] = float(group[name])
-    for name in SWITCHES:
-        settings[name] = bool(group[name])
-    for name in CHECKED:
-        settings[name] = SETTINGS[name].read(group[name], name)
-    if settings["momentum"] < 0:  # PyTorch asks whether it is > 0
-        settings["momentum"] = 0.0
-    check_together(settings)
-    return settings, any(type(group[name]) not in FIXED for name in (*NUMBERS, *CHECKED))
-
-
-def asks_for_measures(group: Mapping[str, Any]) -> bool:
-    """Whether a group's settings need the norm of its gradients, or their count of nonfinite numbers."""
-    return group["nonfinite"] != "propagate" or not group["clip_norm"] is group["clip_global_norm"] is None
 
 
 # ---- The optimizer ----
@@ -101,7 +60,7 @@ Loss = Any
 Other = tuple[int, Tensor, Tensor, Entry, Entry]  # index, parameter, gradient, state, group
 
 
-class RMSprop(Optimizer):
+class RMSprop(torch.optim.RMSprop):
     """`torch.optim.RMSprop`, with a fused step for parameters in CPU memory.
 
     Parameters, state, groups, hooks and state dicts are PyTorch's, and so is the rule: for each parameter w with
@@ -173,6 +132,9 @@ class RMSprop(Optimizer):
     >>> optimizer.step()
     """
 
+    _rule = OURS  # what a saved group means where it says nothing of a setting of ours
+    _backward: StepInBackward | None = None  # what updates the parameters in the place of `step`
+
     def __init__(
         self,
         params: Any,
@@ -211,7 +173,7 @@ class RMSprop(Optimizer):
         ):
             if not value >= 0:
                 raise ValueError(f"Invalid {what}: {value}")
-        defaults = {
+        settings = {
             "lr": lr,
             "momentum": momentum,
             "alpha": alpha,
@@ -233,12 +195,13 @@ class RMSprop(Optimizer):
             "clip_global_norm": clip_global_norm,
             "nonfinite": nonfinite,
         }
-        refuse(defaults)
-        read_settings(defaults)
+        refuse(settings)
+        read_settings(settings)
         self.num_threads = num_threads
         self.skipped_steps: int = 0
         self._forget()
-        super().__init__(params, defaults)
+        # Not PyTorch's own `__init__`, which takes its own settings alone.
+        Optimizer.__init__(self, params, without_usual(settings, self._rule))
 
     def _forget(self) -> None:
         """Have no plan: the next step makes one."""
@@ -266,23 +229,24 @@ class RMSprop(Optimizer):
             refuse(param_group)
             read_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        if self._backward is not None:
+            for p in self.param_groups[-1]["params"]:
+                self._backward.watch(p)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_num_threads": self.num_threads, "skipped_steps": self.skipped_steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        load_in_place(state.get("param_groups", ()), self._rule)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # makes step counts tensors
         self.__dict__.setdefault("_num_threads", None)
         self.__dict__.setdefault("skipped_steps", 0)
         self._forget()
-        for group in self.param_groups:
-            for name, value in {**LATER, **OURS}.items():
-                group.setdefault(name, value)
-            group.update(dict.fromkeys(REFUSED, False))  # a run on a GPU may go on here
-            for p in group["params"]:
-                entry = self.state.get(p, {})
-                if "step" in entry and not torch.is_tensor(entry["step"]):
-                    entry["step"] = step_tensor(float(entry["step"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the settings, which `torch.optim.RMSprop` loads as well; see `torch.optim.Optimizer`."""
+        saved = super().state_dict()
+        return {**saved, "param_groups": [as_saved(group) for group in saved["param_groups"]]}
 
     # ---- A step ----
 
@@ -308,6 +272,7 @@ class RMSprop(Optimizer):
             return self._observed_step() if closure is None else self._observed_step(closure)
         return self._step(closure)
 
+    step = opaque(step)
     step.hooked = True  # type: ignore[attr-defined]  # the base class would wrap it, which costs 20 µs
 
     def _step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
@@ -315,6 +280,9 @@ class RMSprop(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._backward is not None:
+            self._backward.step()
+            return loss
         threads = self._num_threads or torch.get_num_threads()
         plan = self._alone
         taken: bool | None = False
@@ -325,6 +293,31 @@ class RMSprop(Optimizer):
         elif not taken:
             self._step_anew(threads)
         return loss
+
+    @opaque
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients; see `torch.optim.Optimizer`. After `step_in_backward` there are none as a rule."""
+        if self._backward is None:
+            super().zero_grad(set_to_none)
+        elif self._backward.forget_gradients():
+            super().zero_grad()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `step` unscales gradients itself, as `torch.amp.GradScaler` asks before it does."""
+        if self._backward is not None:
+            raise RuntimeError(
+                "GradScaler: the parameters were updated in backward, by gradients that were scaled, expected no "
+                "scaling after step_in_backward: GradScaler(enabled=False), or remove() of its handle"
+            )
+        return False
+
+    def _optimizer_of(self, p: Tensor, group: Entry) -> "RMSprop":
+        """Return an optimizer of one parameter alone, with the settings of its group, and its state."""
+        alone = RMSprop([{**{name: value for name, value in group.items() if name != "param_names"}, "params": [p]}])
+        if p in self.state:
+            alone.state[p] = self.state[p]
+        return alone
 
     _observed_step = Optimizer.profile_hook_step(_step)  # with hooks and, for the profiler, a name
 
@@ -415,7 +408,7 @@ class RMSprop(Optimizer):
         if "step" not in entry:
             entry["step"] = step_tensor(0)
         if "square_avg" not in entry:
-            start = float(group["initial_square_avg"])
+            start = float(setting_of(group, "initial_square_avg"))
             value = complex(start, start) if p.is_complex() else start
             entry["square_avg"] = torch.full_like(p, value, memory_format=torch.preserve_format, requires_grad=False)
         for name, wanted in (("momentum_buffer", group["momentum"] > 0), ("grad_avg", group["centered"])):
@@ -477,13 +470,24 @@ class RMSpropTFLike(RMSprop):
     ----------
     params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable
         As for `RMSprop`.
-    **settings
-        The keywords of `RMSprop`; of these, ``eps_inside_sqrt=True`` and ``initial_square_avg=1.0`` are the defaults.
+    eps_inside_sqrt, initial_square_avg
+        As for `RMSprop`, with True and 1.0 for defaults.
+    lr_in_momentum, decoupled_weight_decay, nesterov, bias_correction
+        As for `RMSprop`.
+    clip_value, clip_norm, clip_global_norm, nonfinite, num_threads
+        As for `RMSprop`.
+
+    Notes
+    -----
+    A saved group that does not have ``eps_inside_sqrt`` or ``initial_square_avg``, such as one of
+    Stable-Baselines3's, is loaded with this class's defaults for them; so is one of `torch.optim.RMSprop`'s.
 
     References
     ----------
     Stable-Baselines3, stable_baselines3/common/sb2_compat/rmsprop_tf_like.py; timm, timm/optim/rmsprop_tf.py.
     """
+
+    _rule = TF_LIKE
 
     def __init__(
         self,
@@ -498,7 +502,18 @@ class RMSpropTFLike(RMSprop):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
-        **settings: Any,
+        *,
+        eps_inside_sqrt: bool = True,
+        lr_in_momentum: bool = False,
+        initial_square_avg: float = 1.0,
+        decoupled_weight_decay: bool = False,
+        nesterov: bool = False,
+        bias_correction: bool = False,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        clip_global_norm: float | None = None,
+        nonfinite: str = "propagate",
+        num_threads: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -512,95 +527,15 @@ class RMSpropTFLike(RMSprop):
             foreach,
             maximize,
             differentiable,
-            **{"eps_inside_sqrt": True, "initial_square_avg": 1.0, **settings},
+            eps_inside_sqrt=eps_inside_sqrt,
+            lr_in_momentum=lr_in_momentum,
+            initial_square_avg=initial_square_avg,
+            decoupled_weight_decay=decoupled_weight_decay,
+            nesterov=nesterov,
+            bias_correction=bias_correction,
+            clip_value=clip_value,
+            clip_norm=clip_norm,
+            clip_global_norm=clip_global_norm,
+            nonfinite=nonfinite,
+            num_threads=num_threads,
         )
-
-
-def refuse(group: Mapping[str, Any]) -> None:
-    """Raise for settings that have no effect here."""
-    for name, reason in REFUSED.items():
-        if group.get(name):
-            raise ValueError(f"{name}: True, expected False: {reason}")
-
-
-# ---- To and from rmsfast.RMSProp ----
-
-
-def to_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict of `RMSprop`, or of `torch.optim.RMSprop`, as one of `rmsfast.RMSProp`.
-
-    Parameters
-    ----------
-    state_dict : dict
-        What ``optimizer.state_dict()`` returned. Where its groups have names for the parameters, so has the result.
-
-    Returns
-    -------
-    dict
-        For `rmsfast.RMSProp.load_state_dict`: copies of the state as NumPy arrays, step counts as ints, and the
-        settings under our names. What a schedule or PyTorch itself keeps in a group is left out.
-
-    Raises
-    ------
-    TypeError
-        If state has a dtype that NumPy has not.
-    ValueError
-        If a parameter has no state yet, because it never had a gradient.
-    """
-    state, groups = {}, []
-    for group in state_dict["param_groups"]:
-        keys = group.get("param_names", group["params"])
-        settings, _ = read_settings({**LATER, **OURS, **group})
-        groups.append({**settings, "params": list(keys)})
-        for index, key in zip(group["params"], keys, strict=True):
-            entry = state_dict["state"].get(index)
-            if not entry:
-                raise ValueError(f"state[{index}]: none yet, expected each parameter to have had a gradient")
-            label = f"state[{index}]"
-            state[key] = {"step": int(entry["step"])} | {
-                name: as_numpy(f"{label}[{name!r}]", entry[name]) for name in STATE_NAMES if name in entry
-            }
-    return {"state": state, "param_groups": groups}
-
-
-def from_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict of `rmsfast.RMSProp` as one of `RMSprop`, which `torch.optim.RMSprop` loads as well.
-
-    Parameters
-    ----------
-    state_dict : dict
-        What ``RMSProp.state_dict()`` returned. Names become ``param_names``.
-
-    Returns
-    -------
-    dict
-        Copies of the state as tensors, step counts as PyTorch has them, and the settings under PyTorch's names.
-
-    Raises
-    ------
-    ValueError
-        If a group has a schedule for lr, which an optimizer of PyTorch's leaves to others.
-    """
-    state: dict[int, Entry] = {}
-    groups = []
-    for i, group in enumerate(state_dict["param_groups"]):
-        if "lr" not in group:
-            raise ValueError(f"param_groups[{i}]: a schedule for lr, expected a number")
-        settings = {name: group[NATIVE_NAMES.get(name, name)] for name in (*NUMBERS, *SWITCHES, *CHECKED)}
-        keys = group["params"]
-        indices = list(range(len(state), len(state) + len(keys)))
-        names = {"param_names": list(keys)} if any(isinstance(key, str) for key in keys) else {}
-        groups.append({**settings, "foreach": None, **dict.fromkeys(REFUSED, False), **names, "params": indices})
-        for index, key in zip(indices, keys, strict=True):
-            entry = state_dict["state"][key]
-            state[index] = {"step": step_tensor(entry["step"])} | {
-                name: torch.tensor(entry[name]) for name in STATE_NAMES if name in entry
-            }
-    return {"state": state, "param_groups": groups}
-
-
-def as_numpy(label: str, tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return a copy of a tensor as an array."""
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{label}: {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
-    return tensor.detach().cpu().resolve_conj().resolve_neg().numpy().copy()

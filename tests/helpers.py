@@ -1,5 +1,7 @@
 """What several test files need: the formula as a user writes it, equality of bits, and an optimizer after one step."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,10 @@ SETTINGS = {
     "clip_norm": None,
     "clip_global_norm": None,
     "nonfinite": "propagate",
+    "state_dtype": None,
+    "master_weights": False,
+    "rounding": "nearest",
+    "seed": 0,
 }
 
 # Constants with which threads share even a handful of elements, however long that takes them.
@@ -54,6 +60,11 @@ def assert_same_bits(actual, expected):
             f"{np.count_nonzero(~same)} of {same.size} elements differ, first at {where}: "
             f"{actual[where]!r}, expected {expected[where]!r}"
         )
+
+
+def assert_says_all(error):
+    """A message says what it is about, what came, and what was expected: `grads[3]: shape (4,), expected (5,)`."""
+    assert re.match(r"[^:]+: .+, expected .+", str(error), re.DOTALL), str(error)
 
 
 def offset_array(values, offset):

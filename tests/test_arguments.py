@@ -12,6 +12,7 @@ from helpers import (
     GRADS,
     after_one_step,
     assert_same_bits,
+    assert_says_all,
     assert_unchanged,
     fleeting,
     misaligned,
@@ -23,6 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import rmsfast
+
+ONE = np.ones(6)
+endless = []
+endless.append(endless)
 
 # ---- Forms ----
 
@@ -75,7 +80,7 @@ def test_a_single_array_needs_a_gradient(grads):
     assert opt.state[0]["step"] == 0
 
 
-@pytest.mark.parametrize("grads", [[None, 1], {"b": 1}, {"w": None, "b": 1}])
+@pytest.mark.parametrize("grads", [[None, 1], {"w": None, "b": 1}])
 @shared_arrays
 def test_no_gradient_leaves_a_parameter_alone(pair, grads):
     params, given = pair
@@ -88,6 +93,148 @@ def test_no_gradient_leaves_a_parameter_alone(pair, grads):
     assert_same_bits(params[0], before)
     assert_same_bits(params[1], expected)
     assert [entry["step"] for entry in opt.state.values()] == [0, 1]
+
+
+# ---- Names that a mapping of gradients lacks ----
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("form", [dict, lambda grads: type("Other", (dict,), {})(grads)])
+def test_a_name_that_a_mapping_lacks_is_said_once(cls, form):
+    """A parameter without a gradient stays as it is; when it was forgotten, that would otherwise go unseen."""
+    params = {"weight": np.ones(3), "bias": np.ones(2), "scale": np.ones(2)}
+    opt = cls(params)
+    opt.step(form({"weight": np.ones(3), "bias": None, "scale": None}))
+    with pytest.warns(UserWarning, match="^grads: no gradient of 'bias', 'scale', expected one for each name") as seen:
+        opt.step(form({"weight": np.ones(3)}))
+    assert [warning.filename for warning in seen] == [__file__]
+    opt.step(form({"weight": np.ones(3)}))
+    opt.step(form({"scale": np.ones(2)}))
+    assert [entry["step"] for entry in opt.state.values()] == [3, 0, 1]
+    assert_same_bits(params["bias"], np.ones(2))
+
+
+def test_a_sequence_may_not_omit_names():
+    with pytest.raises(ValueError, match=r"^grads: 0 entries, expected more: a gradient or None for params\['w'\]"):
+        rmsfast.RMSProp({"w": np.ones(3)}).step([])
+
+
+def test_a_warning_that_is_an_error_changes_nothing():
+    opt, params = trained("abc")
+    before = [w.copy() for w in params], opt.state_dict()
+    for call in opt.step, opt.bind:
+        for _ in range(2):
+            with pytest.raises(UserWarning, match="no gradient of 'b', 'c'"):
+                call({"a": GRADS[0]})
+    assert_unchanged(opt, params, before)
+
+
+def test_the_warning_of_bind_points_to_the_users_line():
+    opt = rmsfast.RMSProp({"w": np.ones(3), "b": np.ones(2)})
+    with pytest.warns(UserWarning, match="no gradient of 'b'") as seen:
+        opt.bind({"w": np.ones(3)})
+    assert [warning.filename for warning in seen] == [__file__]
+
+
+# ---- Trees ----
+
+
+def layers(rng):
+    return [[fleeting(rng, (3, 4), np.float32), fleeting(rng, 4, np.float32)] for _ in range(2)]
+
+
+# How a tree is made of two layers of two arrays each, and the names of the four.
+TREES = {
+    "pairs": (lambda a: [(W, b) for W, b in a], ["0.0", "0.1", "1.0", "1.1"]),
+    "mappings in a list": (lambda a: [{"W": W, "b": b} for W, b in a], ["0.W", "0.b", "1.W", "1.b"]),
+    "a tuple of lists": (lambda a: tuple(map(list, a)), ["0.0", "0.1", "1.0", "1.1"]),
+    "mappings in a mapping": (
+        lambda a: {"in": {"W": a[0][0], "b": a[0][1]}, "out": {"b": a[1][1], "W": a[1][0]}},
+        ["in.W", "in.b", "out.b", "out.W"],
+    ),
+    "deep": (
+        lambda a: {"layers": [{"W": a[0][0], "b": [a[0][1]]}, tuple(a[1])], "none": []},
+        ["layers.0.W", "layers.0.b.0", "layers.1.0", "layers.1.1"],
+    ),
+    "an array beside a tuple": (lambda a: [a[0][0], (a[0][1], a[1][0]), a[1][1]], ["0", "1.0", "1.1", "2"]),
+    "params is a name": (
+        lambda a: {"params": {"a": a[0], "b": a[1]}},
+        ["params.a.0", "params.a.1", "params.b.0", "params.b.1"],
+    ),
+    "a setting is a name": (lambda a: [{"beta": W, "eps": b} for W, b in a], ["0.beta", "0.eps", "1.beta", "1.eps"]),
+    "groups": (
+        lambda a: [{"params": [tuple(a[0])]}, {"params": {"out": {"W": a[1][0], "b": a[1][1]}}}],
+        ["0.0", "0.1", "out.W", "out.b"],
+    ),
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(("form", "names"), TREES.values(), ids=TREES)
+def test_trees_of_params_and_grads(rng, cls, form, names):
+    params, grads = layers(rng), layers(rng)
+    expected = [[after_one_step(w, g) for w, g in zip(*pair, strict=True)] for pair in zip(params, grads, strict=True)]
+    opt = cls(form(params))
+    assert list(opt.state) == names
+    opt.step(form(grads))
+    for layer, other in zip(params, expected, strict=True):
+        for w, e in zip(layer, other, strict=True):
+            assert_same_bits(w, e)
+    flat = dict(zip(names, (w for group in opt.param_groups for w in group["params"]), strict=True))
+    by_path = {name: np.ones_like(w) for name, w in flat.items()}
+    opt.step(by_path)
+    opt.step(list(by_path.values()))
+    opt.bind(form(grads))
+    opt.step()
+    assert [entry["step"] for entry in opt.state.values()] == [4] * 4
+    twin = copy.deepcopy(opt)
+    twin.step(form(grads))
+    assert list(twin.state_dict()["state"]) == names
+
+
+def test_rows_and_none_in_a_tree():
+    W, b, table = np.zeros((3, 2)), np.zeros(2), np.zeros((4, 2))
+    opt = rmsfast.RMSProp([(W, b), {"table": table}], lr=1.0, beta=0.0, eps=0.0)
+    opt.step([None, {"table": rmsfast.Rows([2], np.ones((1, 2)))}])
+    assert table.tolist() == [[0, 0], [0, 0], [-1, -1], [0, 0]]
+    opt.step([(None, np.ones(2)), None])
+    opt.step([None, None])
+    assert b.tolist() == [-1, -1]
+    assert not W.any()
+    assert [entry["step"] for entry in opt.state.values()] == [0, 1, 1]
+    with pytest.warns(UserWarning, match="^grads: no gradient of '1.table'"):
+        opt.step([(None, np.ones(2)), {}])
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        ([(ONE,), None], ValueError, "grads['0']: 1 entry, expected more: a gradient or None for params['0.1']"),
+        ([(ONE, ONE.copy())], ValueError, "grads: 1 entry, expected more: a gradient or None for params['1.table']"),
+        ([(ONE, ONE, ONE), None], ValueError, "grads['0.2']: no parameter has this name, expected one of '0.0', '0.1'"),
+        ([(ONE, ONE), {"tabel": ONE}], ValueError, "Did you mean '1.table'?"),
+        ([(np.ones(5), ONE), None], ValueError, "grads['0.0']: shape (5,), expected (6,)"),
+        ([(ONE, 1.0), None], TypeError, "grads['0.1']: float, expected a NumPy array"),
+        ([], ValueError, "grads: 0 entries, expected more: a gradient or None for params['0.0']"),
+        (
+            [(ONE, ONE), []],
+            ValueError,
+            "grads['1']: 0 entries, expected more: a gradient or None for params['1.table']",
+        ),
+        ([ONE, ONE], ValueError, "grads: 2 gradients, expected 3: an array or None for each parameter"),
+        ([(ONE, endless), None], ValueError, "grads: nested more than 64 deep, expected less"),
+        ({0: None}, TypeError, "grads: 0 as a name, expected a str"),
+    ],
+)
+def test_refused_trees_of_grads(grads, error, message):
+    params = [(np.ones(6), np.ones(6)), {"table": np.ones(6)}]
+    opt = rmsfast.RMSProp(params)
+    with pytest.raises(error) as caught:
+        opt.step(grads)
+    assert message in str(caught.value)
+    assert_says_all(caught.value)
+    assert opt.steps == 0
+    assert all((w == 1).all() for w in opt.param_groups[0]["params"])
 
 
 def test_memory_without_a_copy(rng):
@@ -433,12 +580,23 @@ def with_grad(i, g):
     return lambda opt, params: [*GRADS[:i], g(opt, params) if callable(g) else g, *GRADS[i + 1 :]]
 
 
-ONE = np.ones(6)
-NESTED = "expected a NumPy array: give nested arrays in one flat mapping, by names such as"
-
 REFUSED_GRADS = {
     "shape": (with_grad(0, np.ones((10, 5), np.float32)), ValueError, r"grads\[0\]: shape (10, 5), expected (5, 10)"),
-    "rank": (with_grad(1, np.ones((7, 1))), ValueError, "grads[1]: shape (7, 1), expected (7,)"),
+    "transposed": (
+        with_grad(0, np.ones((10, 5), np.float32)),
+        ValueError,
+        "grads[0]: shape (10, 5), expected (5, 10), as the parameter: g.T has it",
+    ),
+    "rank": (
+        with_grad(1, np.ones((7, 1))),
+        ValueError,
+        "grads[1]: shape (7, 1), expected (7,), as the parameter: g.reshape(w.shape) has it",
+    ),
+    "batch": (
+        with_grad(1, np.ones((32, 7))),
+        ValueError,
+        "grads[1]: shape (32, 7), expected (7,), as the parameter: g.sum(axis=0) has it, if the first",
+    ),
     "0-d": (with_grad(1, np.array(1.0)), ValueError, "grads[1]: shape (), expected (7,)"),
     "dtype": (with_grad(1, np.ones(7, np.float32)), TypeError, "grads[1]: dtype float32, expected float64, as the"),
     "integers": (with_grad(1, np.ones(7, int)), TypeError, "grads[1]: dtype int64, expected float64"),
@@ -467,7 +625,7 @@ REFUSED_GRADS = {
         TypeError,
         "grads[1]: list, expected a NumPy array: np.array(numbers, dtype=np.float64) makes one",
     ),
-    "nested": (with_grad(1, (ONE, ONE)), TypeError, f"grads[1]: tuple, {NESTED}"),
+    "nested": (with_grad(1, (ONE, ONE)), TypeError, "grads[1]: tuple, expected a NumPy array"),
     "rows of numbers": (
         with_grad(1, rmsfast.Rows([0], [1.0])),
         TypeError,
@@ -500,27 +658,27 @@ REFUSED_GRADS = {
     "the parameter": (
         with_grad(0, lambda opt, params: params[0]),
         ValueError,
-        "grads[0]: shares memory with params[0]: pass a copy",
+        "grads[0]: shares memory with params[0], expected memory of its own: pass a copy",
     ),
     "another parameter": (
         with_grad(2, lambda opt, params: overlapping(params)),
         ValueError,
-        "grads[2]: shares memory with params[0]: pass a copy",
+        "grads[2]: shares memory with params[0], expected memory of its own: pass a copy",
     ),
     "state": (
         with_grad(1, lambda opt, params: opt.state[1]["square_avg"][::-1]),
         ValueError,
-        "grads[1]: shares memory with state[1]['square_avg']: pass a copy",
+        "grads[1]: shares memory with state[1]['square_avg'], expected memory of its own: pass a copy",
     ),
     "strided parameter": (
         with_grad(2, lambda opt, params: params[0][1:4, ::3]),
         ValueError,
-        "grads[2]: shares memory with params[0]: pass a copy",
+        "grads[2]: shares memory with params[0], expected memory of its own: pass a copy",
     ),
     "broadcast parameter": (
         with_grad(2, lambda opt, params: np.broadcast_to(params[0][4, 9:], (3, 4))),
         ValueError,
-        "grads[2]: shares memory with params[0]: pass a copy",
+        "grads[2]: shares memory with params[0], expected memory of its own: pass a copy",
     ),
 }
 
@@ -537,6 +695,7 @@ def test_refused_gradients_change_nothing(cls, make, error, message):
     with pytest.raises(error) as caught:
         opt.step(grads)
     assert message.replace("\\", "") in str(caught.value)
+    assert_says_all(caught.value)
     assert_unchanged(opt, params, before)
 
 
@@ -548,9 +707,9 @@ def test_refused_names(form):
     with pytest.raises(ValueError, match=r"grads\['d'\]: no parameter has this name, expected one of 'a', 'b', 'c'"):
         opt.step(form(grads))
     with pytest.raises(ValueError, match=r"grads\['b'\]: shape \(8,\), expected \(7,\)"):
-        opt.step(form({"a": GRADS[0], "b": np.ones(8)}))
+        opt.step(form({"a": GRADS[0], "b": np.ones(8), "c": None}))
     with pytest.raises(ValueError, match=r"grads\['b'\]: shares memory with params\['b'\]"):
-        opt.step(form({"a": GRADS[0], "b": params[1]}))
+        opt.step(form({"a": GRADS[0], "b": params[1], "c": None}))
     assert_unchanged(opt, params, before)
 
 
@@ -626,20 +785,36 @@ REFUSED_PARAMS = {
         TypeError,
         "params[0]: float, expected a NumPy array: np.array(numbers, dtype=np.float32) makes one",
     ),
-    "a list of tuples": (lambda: [(ONE, ONE)], TypeError, f"params[0]: tuple, {NESTED}"),
-    "lists of lists": (lambda: [[ONE], [np.ones(2)]], TypeError, f"params[0]: list, {NESTED}"),
-    "a mapping of mappings": (lambda: {"layers": {"W": ONE}}, TypeError, f"params['layers']: dict, {NESTED}"),
-    "a list of mappings": (
-        lambda: [{"W": ONE}],
+    "numbers in a tree": (
+        lambda: [[np.ones(2)], [1.0, 2.0]],
         TypeError,
-        "expected a mapping with 'params' and settings. Or give nested arrays in one flat mapping, by names such as",
+        "params['1']: list, expected a NumPy array: np.array(numbers, dtype=np.float32) makes one",
+    ),
+    "a set in a tree": (lambda: {"layers": [{1.0}]}, TypeError, "params['layers.0']: set, expected a NumPy array"),
+    "nothing in a tree": (lambda: [[ONE], None], TypeError, "params['1']: NoneType, expected a NumPy array"),
+    "no leaves": (lambda: [[], {"a": ()}], ValueError, "params: empty, expected at least one array"),
+    "names in a tree": (lambda: {"layers": {0: ONE}}, TypeError, "params: 0 as a name, expected a str"),
+    "one path twice": (
+        lambda: {"a.b": ONE, "a": {"b": np.ones(2)}},
+        ValueError,
+        "params['a.b']: a name of two parameters",
+    ),
+    "an endless list": (lambda: endless, ValueError, "params: nested more than 64 deep, expected less"),
+    "a group alone": (
+        lambda: {"params": ONE, "lr": 0.1},
+        TypeError,
+        "expected a mapping with 'params' and settings, in a sequence: [{'params': [W, b], 'lr': 0.1}]",
     ),
     "something else": (
         lambda: [object()],
         TypeError,
         "params[0]: object, expected a NumPy array, or an object that shares its memory by DLPack",
     ),
-    "number": (lambda: 1.0, TypeError, "params: float, expected an array, a sequence or mapping of arrays, or"),
+    "number": (
+        lambda: 1.0,
+        TypeError,
+        "params: float, expected an array, a sequence or mapping of arrays, which may be nested, or",
+    ),
     "none": (lambda: None, TypeError, "params: NoneType, expected an array, a sequence or mapping"),
     "string": (lambda: "abc", TypeError, "params: str, expected an array, a sequence or mapping"),
     "set": (lambda: {1.0}, TypeError, "params: set, expected an array, a sequence or mapping of arrays"),
@@ -685,6 +860,7 @@ def test_refused_params(cls, make, error, message):
     with pytest.raises(error) as caught:
         cls(make())
     assert message in str(caught.value)
+    assert_says_all(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -743,7 +919,7 @@ REFUSED_UPDATES = {
         "v: memory order differs, expected that of w",
     ),
     "v in w": (two_in_one, ValueError, "v: shares memory with w"),
-    "g is w": (all_one, ValueError, "g: shares memory with w: pass a copy"),
+    "g is w": (all_one, ValueError, "g: shares memory with w, expected memory of its own: pass a copy"),
     "masked": (
         lambda: (np.ones(6), np.ma.ones(6), ONE),
         TypeError,
@@ -760,6 +936,7 @@ def test_refused_updates_change_nothing(update, make, error, message):
     with pytest.raises(error) as caught:
         update(*arrays)
     assert message in str(caught.value)
+    assert_says_all(caught.value)
     for a, b in zip(arrays, before, strict=True):
         assert np.array_equal(a, b)
 
@@ -834,7 +1011,9 @@ def test_shared_memory_is_found_as_numpy_finds_it(data):
     g = np.ndarray(shape, np.float32, memory, start, strides)
     opt = rmsfast.RMSProp([w])
     if np.shares_memory(w, g):
-        with pytest.raises(ValueError, match=r"grads\[0\]: shares memory with params\[0\]: pass a copy"):
+        with pytest.raises(
+            ValueError, match=r"grads\[0\]: shares memory with params\[0\], expected memory of its own: pass a copy"
+        ):
             opt.step([g])
         assert (memory == 1).all()
     else:

@@ -95,7 +95,7 @@ def test_all_settings_are_in_the_file(tmp_path):
     opt.param_groups[0].update(
         lr=0.3, beta=0.5, eps=np.inf, momentum=0.1, clip_global_norm=None, clip_value=0.1, nonfinite="skip"
     )
-    opt.step({"w": np.full((3, 4), np.nan)})
+    opt.step({**dict.fromkeys(opt.state), "w": np.full((3, 4), np.nan)})
     opt.save(tmp_path / "run.npz")
     other, _ = make()
     other.load(tmp_path / "run.npz")
@@ -433,6 +433,13 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, monkeypatch, mo
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of POSIX")
+def test_a_folder_that_is_not_there(tmp_path):
+    opt, _ = small_run()
+    with pytest.raises(FileNotFoundError, match="no such folder, expected one that is there: make it first") as caught:
+        opt.save(tmp_path / "runs" / "run.npz")
+    assert caught.value.filename == str(tmp_path / "runs")
+
+
 def test_the_longest_name(tmp_path):
     opt, _ = small_run()
     path = tmp_path / f"{'x' * 251}.npz"
@@ -808,3 +815,167 @@ def test_a_process_killed_while_it_saves_leaves_the_old_file_or_the_new_one(tmp_
     saved, interrupted = map(int, result.stdout.split())
     assert saved > 10
     assert interrupted > 10
+
+
+# ---- Resuming: schedules, settings, and what a run needs beside ----
+
+OWN = schedule
+OURS = rmsfast.schedules.cosine(0.1, 100)
+
+
+def with_rate(lr):
+    opt = rmsfast.RMSProp({"w": np.ones(3)}, lr=lr)
+    opt.step({"w": np.ones(3)})
+    return opt
+
+
+KEEPS = r"set it to the .* before you load, or load with settings=False to keep the settings that are here$"
+
+
+@pytest.mark.parametrize("name", ["lr", "beta"])
+@pytest.mark.parametrize(
+    ("saved", "here", "message"),
+    [
+        (0.5, OWN, r": 0.5, expected a function of your own, as this optimizer has <function schedule at .*>: "),
+        (0.5, OURS, r": 0.5, expected a schedule, as this optimizer has cosine\(start=0.1, steps=100, end=0.0\): "),
+        (OURS, OWN, r": cosine\(.*\), expected a function of your own, as this optimizer has <function schedule at"),
+        (OWN, 0.25, ": saved while it was a function of your own, .*, expected a function here, too, .* has 0.25: "),
+    ],
+)
+def test_a_number_and_a_schedule_never_take_each_others_place(tmp_path, name, saved, here, message):
+    make = lambda value: rmsfast.RMSProp({"w": np.ones(3)}, **{name: value}, eps=0.5)  # noqa: E731
+    opt = make(saved)
+    opt.step({"w": np.ones(3)})
+    opt.save(tmp_path / "run.npz", extra="beside")
+    for load, source in ("load", tmp_path / "run.npz"), ("load_state_dict", opt.state_dict()):
+        other = make(here)
+        before = other.param_groups[0]["params"][0].copy(), other.state_dict()
+        with pytest.raises(ValueError, match=rf"^param_groups\[0\]\['{name}'\]{message}.*{KEEPS}"):
+            getattr(other, load)(source)
+        assert_same_bits(other.param_groups[0]["params"][0], before[0])
+        assert not other.state["w"]["square_avg"].any()
+        assert other.steps == 0
+
+        other.eps = 0.125
+        assert getattr(other, load)(source, settings=False) == ("beside" if load == "load" else None)
+        assert getattr(other, name) == here
+        assert other.eps == 0.125
+        assert other.steps == 1
+        assert_same_bits(other.state["w"]["square_avg"], opt.state["w"]["square_avg"])
+        if load == "load":
+            assert_same_bits(other.param_groups[0]["params"][0], opt.param_groups[0]["params"][0])
+
+
+def test_what_fits_is_loaded(tmp_path):
+    """A number in the place of a number; a schedule of ours in the place of either; the user's own stays."""
+    for saved, here, after in (
+        (0.5, 0.25, 0.5),
+        (OURS, 0.25, OURS),
+        (OURS, rmsfast.schedules.linear(1.0, 3), OURS),
+        (OWN, OWN, OWN),
+        (OWN, OURS, OURS),
+    ):
+        with_rate(saved).save(tmp_path / "run.npz")
+        other = with_rate(here)
+        other.load(tmp_path / "run.npz")
+        assert other.lr == after
+
+
+def test_state_that_only_the_settings_here_need_begins_with_zeros(tmp_path):
+    opt = with_rate(0.5)
+    opt.save(tmp_path / "run.npz")
+    other = rmsfast.RMSProp({"w": np.ones(3)}, momentum=0.5, centered=True)
+    other.step({"w": np.full(3, 9.0)})
+    other.load(tmp_path / "run.npz", settings=False)
+    assert (other.momentum, other.centered) == (0.5, True)
+    assert not other.state["w"]["momentum_buffer"].any()
+    assert not other.state["w"]["grad_avg"].any()
+    opt.param_groups[0].update(momentum=0.5, centered=True, lr=1e-3)
+    for each in opt, other:
+        each.step({"w": np.ones(3)})
+    assert_same_bits(other.param_groups[0]["params"][0], opt.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize("settings", [1, None, "no", 0.0])
+def test_settings_is_a_switch(tmp_path, settings):
+    opt = with_rate(0.5)
+    opt.save(tmp_path / "run.npz")
+    for load, source in (opt.load, tmp_path / "run.npz"), (opt.load_state_dict, opt.state_dict()):
+        with pytest.raises(TypeError, match=rf"^settings: {settings!r}, expected False or True"):
+            load(source, settings=settings)
+
+
+@pytest.mark.parametrize("generator", ["PCG64", "MT19937", "Philox", "SFC64"])
+def test_what_a_run_needs_beside_is_kept(tmp_path, generator):
+    rng = np.random.Generator(getattr(np.random, generator)(7))
+    rng.integers(10)  # half of a number is left over
+    opt = with_rate(0.5)
+    extra = {"epoch": 3, "rng": rng.bit_generator.state, "best": np.float32(0.5), "order": (2, 0, 1), "none": None}
+    extra |= {"losses": np.array([0.5, np.inf]), "text": "é\ud800", "ok": np.True_}
+    opt.save(tmp_path / "run.npz", extra=extra)
+    loaded = opt.load(tmp_path / "run.npz")
+    twin = np.random.Generator(getattr(np.random, generator)())
+    twin.bit_generator.state = loaded.pop("rng")
+    assert rng.integers(1000, size=9).tolist() == twin.integers(1000, size=9).tolist()
+    assert loaded == {
+        "epoch": 3,
+        "best": 0.5,
+        "order": [2, 0, 1],
+        "none": None,
+        "losses": [0.5, np.inf],
+        "text": "é\ud800",
+        "ok": True,
+    }
+    opt.save(tmp_path / "run.npz")
+    assert opt.load(tmp_path / "run.npz") is None
+
+
+endless: list = []
+endless.append(endless)
+
+
+@pytest.mark.parametrize(
+    ("extra", "error", "message"),
+    [
+        (
+            {"rng": np.random.default_rng(0)},
+            TypeError,
+            "extra['rng']: Generator, expected None, a bool, a number, a str",
+        ),
+        ({"rng": np.random.default_rng(0)}, TypeError, "such: give its .bit_generator.state"),
+        ({"a": [1, {1, 2}]}, TypeError, "extra['a'][1]: set, expected None"),
+        ({"losses": {0: 0.5}}, TypeError, "extra['losses']: 0 as a key, expected a str, because JSON has no other"),
+        (b"bytes", TypeError, "extra: bytes, expected None"),
+        (np.array([1j]), TypeError, "extra: ndarray, expected None"),
+        (np.array([None]), TypeError, "extra: ndarray, expected None"),
+        (endless, ValueError, "[0]: nested more than 100 deep, expected less"),
+    ],
+)
+def test_what_a_file_cannot_keep_is_refused(tmp_path, extra, error, message):
+    opt = with_rate(0.5)
+    opt.save(tmp_path / "run.npz")
+    before = (tmp_path / "run.npz").read_bytes()
+    with pytest.raises(error) as caught:
+        opt.save(tmp_path / "run.npz", extra=extra)
+    assert message in str(caught.value)
+    assert (tmp_path / "run.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"),
+    [
+        ({"schedule": "cosine", "start": -1, "steps": 5, "end": 0}, "damaged, .* .start: -1, expected a finite number"),
+        ({"schedule": "cosine", "start": 1}, "damaged"),
+        ({"schedule": "os.system", "start": 1}, "damaged, .*expected a number or one of the schedules linear, "),
+        ({}, "damaged, .*expected a number or one of the schedules linear, "),
+        ({"schedule": "warmup", "steps": 1, "then": {"schedule": "warmup", "steps": 1, "then": 1}}, "damaged"),
+        ({"schedule": ["linear"]}, "damaged, .*expected a number or one of the schedules linear, "),
+    ],
+)
+def test_hostile_schedules_are_refused(tmp_path, lr, message):
+    opt = with_rate(0.5)
+    opt.save(tmp_path / "run.npz")
+    rewrite(tmp_path / "run.npz", lambda header, members: header["param_groups"][0].update(lr=lr))
+    with pytest.raises(ValueError, match=message):
+        opt.load(tmp_path / "run.npz")
+    assert opt.lr == 0.5

@@ -272,14 +272,51 @@ def test_copies_keep_a_model_and_its_optimizer_together(clone):
     assert model["w"][0] == 1.0
 
 
-def test_repr():
-    opt = rmsfast.RMSProp([{"params": [np.ones((2, 3)), np.ones(4)]}, {"params": np.ones(5), "lr": 0.5}])
+def test_repr_of_one_array_is_one_line():
+    opt = rmsfast.RMSProp(np.ones((300, 40), np.float32), momentum=0.5)
     assert repr(opt) == (
-        "RMSProp(\n"
-        "    2 arrays, 10 elements, lr=0.001, beta=0.9, eps=1e-08\n"
-        "    1 array, 5 elements, lr=0.5, beta=0.9, eps=1e-08\n"
+        "RMSProp(float32 (300, 40), 12,000 elements, 0 steps, 96.0 kB of state, lr=0.001, momentum=0.5)"
+    )
+    opt.step(np.ones((300, 40), np.float32))
+    assert ", 1 step, " in repr(opt)
+    assert (
+        repr(rmsfast.reference.RMSProp(np.ones(())))
+        == "RMSProp(float64 (), 1 element, 0 steps, 8 B of state, lr=0.001)"
+    )
+
+
+def test_repr_of_groups_has_their_parameters():
+    opt = rmsfast.RMSProp([{"params": [np.ones((2, 3)), np.ones(4)]}, {"params": np.ones(5), "lr": 0.5, "beta": 0.5}])
+    opt.lr = rmsfast.schedules.linear(0.5, 10)
+    opt.step([np.ones((2, 3)), None, None])
+    assert repr(opt) == (
+        "RMSProp(1 step, 120 B of state\n"
+        "    2 arrays, 10 elements, lr=linear(start=0.5, steps=10, end=0.0)\n"
+        "        0  float64 (2, 3)\n"
+        "        1  float64 (4,)\n"
+        "    1 array, 5 elements, lr=linear(start=0.5, steps=10, end=0.0), beta=0.5\n"
+        "        2  float64 (5,)\n"
         ")"
     )
+
+
+def test_repr_of_many_parameters_has_a_few_of_them():
+    layers = {f"layer{i}": {"W": np.ones((i + 1, 10)), "b": np.ones(10, np.float32)} for i in range(12)}
+    lines = repr(rmsfast.RMSProp(layers, nonfinite="skip")).splitlines()
+    assert lines[1] == "    24 arrays, 900 elements, lr=0.001, nonfinite='skip'"
+    assert lines[2:4] == ["        layer0.W  float64 (1, 10)", "        layer0.b  float32 (10,)"]
+    assert lines[-2:] == ["        … and 16 more", ")"]
+    assert len(lines) == 12
+    ten = {name: np.ones(2) for name in "abcdefghij"}
+    assert "more" not in repr(rmsfast.RMSProp(ten))
+    assert repr(rmsfast.RMSProp({**ten, "k": np.ones(2)})).splitlines()[-2] == "        … and 3 more"
+
+
+@pytest.mark.parametrize(("n", "text"), [(124, "992 B"), (125, "1.0 kB"), (10**6, "8.0 MB"), (10**9, "8.0 GB")])
+def test_memory_as_text(n, text):
+    from rmsfast.summary import as_memory
+
+    assert as_memory(8 * n) == text
 
 
 # ---- Memory and threads ----

@@ -92,6 +92,16 @@ def test_the_readme(capsys):
     assert commands == 'pip install ".[demo]" && python examples/digits.py\npip install ".[test]" && pytest\n'
 
 
+def test_the_page_of_training(capsys):
+    """Its programs run, one after another, and print what their comments say."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    program = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    exec(program, {})
+    printed = [line for line in capsys.readouterr().out.splitlines() if line[0].isdecimal()]
+    assert printed == re.findall(r"# (\d.*)", program)
+    assert re.findall(r"^\| `(\w+)\(", text, re.MULTILINE) == list(rmsfast.schedules.KINDS)
+
+
 def test_the_page_of_variants():
     """Its program runs, and its table has every dialect."""
     text = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
@@ -99,18 +109,54 @@ def test_the_page_of_variants():
     assert sorted(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)[:8]) == sorted(DIALECTS)
 
 
-def test_a_source_folder_without_the_kernel(tmp_path):
-    """As in a checkout that was not built in place, with the current folder on the path."""
-    installed = Path(rmsfast.__file__).parent
-    for file in installed.rglob("*.py"):
-        copy = tmp_path / "rmsfast" / file.relative_to(installed)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, copy)
-    command = [sys.executable, "-S", "-c", "import rmsfast"]  # -S: an editable install must not help out
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode != 0
-    assert result.stderr.splitlines()[-1].startswith("ImportError: rmsfast: its compiled kernel is not in ")
-    assert "pip install" in result.stderr
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with the source folder in it, without a kernel; one with the installed package; and one with NumPy."""
+    installed, packages = Path(rmsfast.__file__).parent, Path(np.__file__).parents[1]
+    leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(installed, tmp_path / "checkout" / "rmsfast", ignore=leave_out)
+    shutil.copytree(installed, tmp_path / "site" / "rmsfast", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "numpy").mkdir()
+    for folder in packages.glob("numpy*"):
+        try:
+            (tmp_path / "numpy" / folder.name).symlink_to(folder)
+        except OSError:
+            pytest.skip("this system lets nobody make links")
+    return tmp_path / "checkout", tmp_path / "site", tmp_path / "numpy"
+
+
+def run_in(folder, *arguments, path):
+    """Run Python in a folder, which is first on the path. With -S, it has no other packages than those at `path`."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    command = [sys.executable, "-S", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
+
+
+def test_in_a_checkout_the_installed_package_is_imported(checkout):
+    folder, site, numpy = checkout
+    (folder / "rmsfast" / "optimizer.py").write_text("raise RuntimeError('a file of the source folder')")
+    program = (
+        "import rmsfast, numpy; from rmsfast import RMSProp, schedules; import rmsfast.optimizer as o; "
+        "RMSProp(numpy.ones(3)).step(numpy.ones(3)); print(rmsfast.__file__, o.__file__, schedules.__file__)"
+    )
+    for arguments in ["-m", "rmsfast"], ["-c", program]:
+        result = run_in(folder, *arguments, path=[site, numpy])
+        assert result.returncode == 0, result.stderr
+        assert str(site) in result.stdout
+        assert str(folder) not in result.stdout
+
+
+def test_a_checkout_without_an_installed_package_says_what_to_do(checkout):
+    folder, _, numpy = checkout
+    for path in [numpy], [folder, numpy]:  # a second checkout is none
+        result = run_in(folder, "-c", "import rmsfast", path=path)
+        assert result.returncode != 0
+        assert result.stderr.splitlines()[-1].startswith("ImportError: rmsfast: its compiled kernel is not in ")
+        assert "run `pip install .` there" in result.stderr
+        result = run_in(folder, "-m", "rmsfast", path=path)
+        assert result.returncode != 0
+        assert len(result.stderr.splitlines()) == 1
+        assert "run `pip install .` there" in result.stderr
 
 
 IN_A_SUBINTERPRETER = """

@@ -182,7 +182,25 @@ def test_rows_of_what_has_none():
 def test_messages_name_the_parameter():
     opt = rmsfast.RMSProp({"a": np.ones(3), "table": np.ones((5, 3))})
     with pytest.raises(ValueError, match=r"^grads\['table'\].indices\[1\]: 7, expected a row from 0 to 4"):
-        opt.step({"table": rmsfast.Rows([1, 7], VALUES)})
+        opt.step({"a": None, "table": rmsfast.Rows([1, 7], VALUES)})
+
+
+def test_indices_of_a_batch_and_masks_are_answered_with_the_form_that_is_taken():
+    table, ids = np.zeros((5, 3)), np.array([[1, 2], [2, 4]])
+    opt = rmsfast.RMSProp(table)
+    values = np.ones((2, 2, 3))
+    with pytest.raises(
+        ValueError, match=r"^grads.indices: shape \(2, 2\), expected one axis: Rows\(indices.reshape\(-1\), "
+    ):
+        opt.step(rmsfast.Rows(ids, values))
+    opt.step(rmsfast.Rows(ids.reshape(-1), values.reshape(-1, *table.shape[1:])))
+    assert table.any(axis=1).tolist() == [False, True, True, False, True]
+    mask = table.any(axis=1)
+    with pytest.raises(
+        TypeError, match=r"^grads.indices: dtype bool, expected integers: np.flatnonzero\(mask\) has them$"
+    ):
+        opt.step(rmsfast.Rows(mask, np.ones((3, 3))))
+    opt.step(rmsfast.Rows(np.flatnonzero(mask), np.ones((3, 3))))
 
 
 def test_rows_beside_arrays_and_nothing(rng):
@@ -201,7 +219,9 @@ def test_rows_share_memory_with_no_parameter_and_no_state():
         (memory[4:6], "params"),
         (opt.state[0]["square_avg"][::2][:2], r"state\[0\]\['square_avg'\]"),
     ]:
-        with pytest.raises(ValueError, match=f"grads: shares memory with {name}: pass a copy"):
+        with pytest.raises(
+            ValueError, match=f"grads: shares memory with {name}, expected memory of its own: pass a copy"
+        ):
             opt.step(rmsfast.Rows([0, 1], values))
     opt.step(rmsfast.Rows([0, 1], memory[5:7]))
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -147,15 +148,144 @@ def test_a_schedule_may_read_an_array():
     assert w.tolist() == [-0.75] * 3
 
 
-def test_lr_of_all_groups():
-    opt = rmsfast.RMSProp([{"params": np.zeros(2)}, {"params": np.zeros(2), "lr": 0.5}], lr=0.25)
+# ---- Settings as attributes ----
+
+ANOTHER_VALUE = {
+    **{name: 0.5 for name, value in SETTINGS.items() if type(value) is float},
+    **{name: True for name, value in SETTINGS.items() if type(value) is bool},
+    **{name: 2.0 for name, value in SETTINGS.items() if value is None},
+    "nonfinite": "skip",
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_is_an_attribute_that_reads_and_sets_all_groups(cls, name):
+    value = ANOTHER_VALUE[name]
+    common = {"momentum": 0.25} if name == "nesterov" else {}
+    opt = cls([{"params": np.zeros(2)}, {"params": np.zeros(2), name: value}], **common)
+    expected = re.escape(f"{name}: the groups have [{SETTINGS[name]!r}, {value!r}]")
+    with pytest.raises(ValueError, match=rf"^{expected}, expected one value: read opt.param_groups\[i\]\['{name}'\]$"):
+        getattr(opt, name)
+    if name == "initial_square_avg":
+        with pytest.raises(ValueError, match=r"^param_groups\[0\]: initial_square_avg: cannot change once"):
+            setattr(opt, name, value)
+        return
+    setattr(opt, name, value)
+    assert getattr(opt, name) == value
+    assert [group[name] for group in opt.param_groups] == [value, value]
+    twin = cls([np.zeros(2), np.zeros(2)], **common, **{name: value})
+    for each in opt, twin:
+        each.step([np.full(2, 3.0), np.full(2, -3.0)])
+    for i, w in enumerate(twin.param_groups[0]["params"]):
+        assert_same_bits(opt.param_groups[i]["params"][0], w)
+
+
+def test_an_attribute_that_does_not_fit_one_group_changes_none():
+    opt = rmsfast.RMSProp([{"params": np.zeros(2), "momentum": 0.5}, {"params": np.zeros(2)}])
+    with pytest.raises(ValueError, match=r"^param_groups\[1\]: nesterov: True with momentum 0, expected momentum > 0"):
+        opt.nesterov = True
+    assert [group["nesterov"] for group in opt.param_groups] == [False, False]
+    with pytest.raises(ValueError, match="^beta: 1.5, expected a number from 0 to 1"):
+        opt.beta = 1.5
+    assert opt.beta == 0.9
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(("name", "ours"), {name: ours for name, (ours, _) in rmsfast.settings.FOREIGN.items()}.items())
+def test_another_frameworks_name_is_refused_with_ours(cls, name, ours):
+    message = rf"{name}: another framework's name, expected {ours}. rmsfast.dialects.(\w+)\({name}=...\) returns that"
+    with pytest.raises(TypeError, match=f"^{message}") as caught:
+        cls(np.ones(3), **{name: 0.5})
+    dialect = re.search(message, str(caught.value))[1]
+    assert name in inspect.signature(getattr(rmsfast.dialects, dialect)).parameters
+    opt = cls(np.ones(3))
+    with pytest.raises(AttributeError, match=f"^{message}"):
+        setattr(opt, name, 0.5)
+    with pytest.raises(AttributeError, match=f"^{message}"):
+        getattr(opt, name)
+    assert not hasattr(opt, name)
     with pytest.raises(
-        ValueError, match=r"lr: the groups have \[0.25, 0.5\], expected one rate: read opt.param_groups"
+        ValueError, match=rf"^param_groups\[0\]\['{name}'\]: another framework's name, expected {ours}\."
     ):
-        _ = opt.lr
-    opt.lr = 2
-    assert opt.lr == 2.0
-    assert [group["lr"] for group in opt.param_groups] == [2.0, 2.0]
+        cls([{"params": np.ones(3), name: 0.5}])
+
+
+def test_the_names_of_the_contract_are_refused():
+    names = {"learning_rate", "alpha", "rho", "decay", "gamma", "gamma1", "epsilon"}
+    assert names <= rmsfast.settings.FOREIGN.keys()
+    assert not rmsfast.settings.FOREIGN.keys() & SETTINGS.keys()
+
+
+def test_a_setting_with_a_slip_is_no_new_attribute():
+    opt = rmsfast.RMSProp(np.ones(3))
+    for name, ours in ("momentun", "momentum"), ("weight_deacy", "weight_decay"), ("centred", "centered"):
+        with pytest.raises(AttributeError, match=rf"^{name}: no such setting, .* Did you mean '{ours}'\?$"):
+            setattr(opt, name, 0.5)
+    with pytest.raises(AttributeError):
+        opt.steps = 5
+    opt.name = "actor"
+    assert opt.name == "actor"
+    with pytest.raises(AttributeError, match="'RMSProp' object has no attribute 'title'"):
+        _ = opt.title
+
+
+@pytest.mark.parametrize("name", ["zero_grad", "apply_gradients"])
+def test_methods_of_other_optimizers_are_answered_with_ours(name):
+    opt = rmsfast.RMSProp(np.ones(3))
+    with pytest.raises(AttributeError, match=rf"^'RMSProp' object has no attribute '{name}': .*opt.step\(grads"):
+        getattr(opt, name)
+
+
+def test_a_dialect_or_a_class_is_no_rate():
+    with pytest.raises(
+        TypeError, match=r"expected a number ≥ 0: settings of a dialect are keywords, RMSProp\(params, \*\*"
+    ):
+        rmsfast.RMSProp(np.ones(3), rmsfast.dialects.keras())
+    with pytest.raises(TypeError, match=r"expected a number ≥ 0: rmsfast.schedules.cosine\(...\) makes a schedule$"):
+        rmsfast.RMSProp(np.ones(3), rmsfast.schedules.cosine)
+
+
+def test_the_number_of_steps_and_the_current_rate():
+    w = np.ones(3)
+    opt = rmsfast.RMSProp([w, np.ones(2)], lr=lambda step: 0.5**step)
+    assert (opt.steps, opt.current_lr) == (0, 1.0)
+    opt.step([np.ones(3), None])
+    opt.step([None, np.ones(2)])
+    assert (opt.steps, opt.current_lr) == (2, 0.25)
+    opt.lr = 0.125
+    assert (type(opt.current_lr), opt.current_lr) == (float, 0.125)
+    opt.nonfinite = "skip"
+    opt.step([np.full(3, np.nan), None])
+    assert opt.steps == 2
+    opt.lr = lambda step: -1.0
+    with pytest.raises(ValueError, match=r"^lr\(2\): -1.0, expected a number ≥ 0"):
+        _ = opt.current_lr
+    opt.param_groups[0]["lr"] = 0.5
+    assert opt.current_lr == 0.5
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_beta_may_have_a_schedule(cls):
+    w, v, expected, asked = np.ones(3), np.zeros(3), np.ones(3), []
+    opt = cls([w, np.ones(2)], beta=lambda step: asked.append(step) or 1 - 1 / (step + 2))
+    for step in range(4):
+        opt.step([np.full(3, step + 1.0), None])
+        textbook(expected, v, np.full(3, step + 1.0), beta=1 - 1 / (step + 2))
+        assert_same_bits(w, expected)
+    assert asked == [0, 1, 2, 3]
+    for wrong, message in (2.0, r"beta\(4\): 2.0, expected a number from 0 to 1"), (1.0, "bias_correction: True with"):
+        opt.param_groups[0].update(beta=lambda step, wrong=wrong: wrong, bias_correction=True)
+        with pytest.raises(ValueError, match=f"^{message}"):
+            opt.step([np.ones(3), None])
+        assert_same_bits(w, expected)
+    assert opt.steps == 4
+
+
+def test_one_function_as_the_schedule_of_lr_and_beta():
+    opt = rmsfast.RMSProp(np.ones(2), lr=(schedule := lambda step: 2.0), beta=schedule)
+    with pytest.raises(ValueError, match=r"^beta\(0\): 2.0, expected a number from 0 to 1"):
+        opt.step(np.ones(2))
 
 
 def test_a_schedule_that_steps_is_refused():
@@ -249,7 +379,7 @@ def test_the_keys_of_a_group_are_fixed():
     with pytest.raises(ValueError, match="'params': cannot change once the group is made, expected settings alone"):
         group["params"] = []
     with pytest.raises(
-        ValueError, match=r"momentun: no such setting, expected one of lr, .*, nonfinite. Did you mean 'momentum'\?$"
+        ValueError, match=r"momentun: no such setting, expected one of lr, .*, seed. Did you mean 'momentum'\?$"
     ):
         group["momentun"] = 0.9
     with pytest.raises(TypeError, match="'lr': cannot be removed from a group, expected a new value"):

@@ -4,7 +4,17 @@ import copy
 
 import numpy as np
 import pytest
-from helpers import CLASSES, GRADS, SETTINGS, assert_same_bits, assert_same_state, assert_unchanged, fleeting, trained
+from helpers import (
+    CLASSES,
+    GRADS,
+    SETTINGS,
+    assert_same_bits,
+    assert_same_state,
+    assert_says_all,
+    assert_unchanged,
+    fleeting,
+    trained,
+)
 
 import rmsfast
 
@@ -213,6 +223,7 @@ def test_refused_state_dicts_change_nothing(change, error, message):
     with pytest.raises(error) as caught:
         opt.load_state_dict(change(saved))
     assert message in str(caught.value)
+    assert_says_all(caught.value)
     assert_unchanged(opt, params, before)
 
 

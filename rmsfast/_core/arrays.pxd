@@ -12,6 +12,7 @@ cdef class ArrayPlan(Plan):
     cdef readonly tuple keys            # of the parameters: names, or else 0, 1, 2, …
     cdef readonly bint named
     cdef readonly bint single           # one array, given as itself
+    cdef public bint may_omit           # a mapping of gradients names: who does was told
     cdef readonly list params
     cdef list states                    # of each parameter, a list of its state arrays, or None for one
     cdef list copies                    # what `mirror` was given: an array or None for each parameter; or empty

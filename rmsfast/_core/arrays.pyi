@@ -9,6 +9,7 @@ __pyx_capi__: dict[str, object]
 
 @final
 class ArrayPlan(Plan):
+    may_omit: bool
     def __new__(cls, shorter: ArrayPlan | None, groups: list[ParamGroup], single: bool) -> ArrayPlan: ...
     @property
     def groups(self) -> tuple[ParamGroup, ...]: ...

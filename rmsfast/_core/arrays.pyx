@@ -309,7 +309,7 @@ cdef class ArrayPlan(Plan):
                     found += 1
                     if not self.take(i, g):
                         return False
-            return found == PyDict_Size(grads)
+            return found == PyDict_Size(grads) and (found == self.count or self.may_omit)
         if PyList_CheckExact(grads) or PyTuple_CheckExact(grads):
             if PySequence_Fast_GET_SIZE(<PyObject *>grads) != self.count:
                 return False
@@ -433,7 +433,7 @@ cdef class ArrayPlan(Plan):
             return in_memory_order(g, item.c_order), [slice(None)]
         w = np.asarray(self.params[i])
         order = np.arange(w.size).reshape(w.shape, order="C" if item.c_order else "F")
-        rows = turned(order, item.c_order)[(<SummedRows>g).indices].reshape(len((<SummedRows>g).indices), -1)
+        rows = turned(order, item.c_order)[(<SummedRows>g).indices].reshape(-1, item.row or 1)
         places = (rows.reshape(-1, 1) * item.reals + np.arange(item.reals)).reshape(-1)
         parts = [places]
         if self.alone and item.state[NUMBERS + SQUARE_AVG] != NULL:

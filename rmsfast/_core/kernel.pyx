@@ -242,8 +242,10 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
 
 
 cdef enum:
-    # Most numbers that `update_stored` has at hand: a tile, which may begin and end inside of blocks.
-    AT_HAND = TILE + 2 * SCALED
+    # Numbers that `update_stored` works on at a time, which fit in L1, and the most that it has at hand: a tile may begin and
+    # end inside of blocks.
+    STORED_TILE = 256
+    AT_HAND = STORED_TILE + 2 * SCALED
 
 
 cdef void update_stored(const Work *work, const Item *item, const Update *update, Py_ssize_t start,
@@ -255,7 +257,7 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
     """
     cdef float at_hand[NUMBERS + 2][AT_HAND]
     cdef uint16_t random[AT_HAND]
-    cdef double gathered[TILE]
+    cdef float gathered[STORED_TILE]
     cdef const Storage *storage = &AS_THEY_ARE if item.storage == NULL else item.storage
     cdef const rmsfast_storage *formats = isa.storage
     cdef float *w
@@ -264,8 +266,11 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
     cdef const char *g
     cdef bint scaled
     cdef int k
+    cdef uint64_t keys[1 + NUMBERS]
+    for k in range(1 + NUMBERS):
+        keys[k] = rmsfast_key(storage.seed, storage.parameter, storage.step, k) if storage.draws else 0
     while start < stop:
-        n = min(<Py_ssize_t>TILE, stop - start)
+        n = min(<Py_ssize_t>STORED_TILE, stop - start)
         g = bring_in(item, start, &n, &place, gathered)
         around = place % SCALED     # elements before the first one, in its block
         first = place - around
@@ -290,7 +295,7 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
         for k in range(NUMBERS):
             if storage.state[k] != RMSFAST_AS_THEY_ARE and item.state[k] != NULL:
                 scaled = storage.state[k] != RMSFAST_BFLOAT16
-                formats.randomize(random, rmsfast_key(storage.seed, storage.parameter, storage.step, 1 + k), first, size)
+                formats.randomize(random, keys[1 + k], first, size)
                 begin = first if scaled else place
                 length = size if scaled else n
                 formats.store[RMSFAST_STOCHASTIC][storage.state[k]](
@@ -298,7 +303,7 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
                     random + (begin - first))
         if storage.w != RMSFAST_AS_THEY_ARE:
             if storage.draws_w:
-                formats.randomize(random, rmsfast_key(storage.seed, storage.parameter, storage.step, 0), first, size)
+                formats.randomize(random, keys[0], first, size)
             formats.store[storage.draws_w][storage.w](
                 item.w, item.state[MASTER if storage.w == RMSFAST_MASTERED else REMAINDER], place, n, w, random + around)
         if storage.copy != NULL:

@@ -27,6 +27,8 @@ from rmsfast._core.memory cimport (
 from rmsfast._core.rows cimport SummedRows
 from rmsfast._core.threads cimport clock, record, team_for, tuning
 
+from math import prod
+
 
 cdef extern from "Python.h":
     PyObject *type_of "Py_TYPE"(PyObject *)
@@ -118,15 +120,27 @@ cdef int refuse(Plan plan) except -1:
                          "this one, and their memory to stay")
     if plan.fault == SHARED:
         owner = plan.fault_span.owner
-        raise ValueError(f"{name}: shares memory with {plan.label(owner_kind(owner), owner // OWNERS)}: pass a "
-                         "copy")
+        raise ValueError(f"{name}: shares memory with {plan.label(owner_kind(owner), owner // OWNERS)}, expected "
+                         "memory of its own: pass a copy")
     if plan.fault == NO_MEMORY:
         raise ValueError(f"{name}: has no memory of its own, expected {expected} in this process's memory")
     if plan.fault == WRONG_TYPE:
         other = " (or float32)" if is_half(shown.format) else ""
         raise TypeError(f"{name}: dtype {g.dtype}, expected {name_of(shown.format)}, as the parameter{other}: "
                         "g.astype(w.dtype)")
-    raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {shape_of(shown)}, as the parameter")
+    raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {shape_of(shown)}, as the parameter"
+                     f"{remedy_of(tuple(g.shape), shape_of(shown))}")
+
+
+cdef str remedy_of(tuple shape, tuple expected):
+    """What makes a gradient of the expected shape from one of another, or nothing where that is not known."""
+    if len(shape) > 1 and shape[::-1] == expected:
+        return ": g.T has it"
+    if len(shape) > 0 and shape[1:] == expected and shape[0] != 1:
+        return ": g.sum(axis=0) has it, if the first axis is that of a batch"
+    if prod(shape) == prod(expected):
+        return ": g.reshape(w.shape) has it"
+    return ""
 
 
 cdef int refuse_nonfinite(Plan plan) except -1:

@@ -57,9 +57,11 @@ cdef class SummedRows:
         if asked.size == 0 and not isinstance(indices, np.ndarray):
             asked = asked.astype(np.intp)
         if asked.dtype.kind not in "iu":
-            raise TypeError(f"{name}.indices: dtype {asked.dtype}, expected integers")
+            raise TypeError(f"{name}.indices: dtype {asked.dtype}, expected integers"
+                            + ": np.flatnonzero(mask) has them" * (asked.dtype.kind == "b"))
         if asked.ndim != 1:
-            raise ValueError(f"{name}.indices: shape {asked.shape}, expected one axis")
+            raise ValueError(f"{name}.indices: shape {asked.shape}, expected one axis: "
+                             "Rows(indices.reshape(-1), values.reshape(-1, *w.shape[1:]))")
         if cnp.PyArray_NDIM(w) == 0:
             raise ValueError(f"{name}: rows, expected an array without any axis, as the parameter")
         show(given, &self.memory)

@@ -209,8 +209,8 @@ cdef class Seen:
         self.mapping = mapping
         self.pairs = tuple([each for pair in mapping.items() for each in pair])
 
-    cdef bint holds(self) noexcept:
-        """Whether it still has the same objects, in the same order."""
+    cpdef bint holds(self) noexcept:
+        """Return whether it still has the same objects, in the same order."""
         cdef PyObject *key
         cdef PyObject *value
         cdef Py_ssize_t place = 0, k = 0
@@ -476,7 +476,7 @@ cdef class TensorPlan(Plan):
             if seen is not None and seen.holds() and not self.volatile[g]:
                 continue
             group = self.groups[g] if g < len(self.groups) else None
-            if group is None or group.get("params") is not self.lists[g]:
+            if group is None or group.get("params") is not self.lists[g] or (seen is not None and seen.mapping is not group):
                 return False
             seen = Seen(group)
             settings, is_volatile = self.read_settings(group)

@@ -1,0 +1,104 @@
+"""Settings as attributes of an optimizer, such as `opt.beta`, and the refusal of names that are not ours."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from rmsfast.settings import FOREIGN, SETTINGS, as_settings, did_you_mean, no_such_setting
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Rate = float | Callable[[int], float]
+
+# What to do instead of a method that optimizers elsewhere have.
+METHODS = {
+    "zero_grad": ": the gradients are yours. opt.step(grads, zero_grads=True) sets them to zero",
+    "apply_gradients": ": opt.step(grads) takes the gradients in the form of params",
+}
+
+
+class Common(Generic[T]):
+    """A setting as an attribute: it reads the value that all groups have, and sets the setting of each group."""
+
+    name: str
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.__doc__ = f"`{name}` of all groups (ValueError if they differ). Setting it sets that of each group."
+
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> "Common[T]": ...
+    @overload
+    def __get__(self, optimizer: Any, owner: type) -> T: ...
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        if optimizer is None:
+            return self
+        values = [group[self.name] for group in optimizer.param_groups]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"{self.name}: the groups have {values!r:.200}, expected one value: read opt.param_groups[i]"
+                f"[{self.name!r}]"
+            )
+        return values[0]
+
+    def __set__(self, optimizer: Any, value: T) -> None:
+        groups, values = optimizer.param_groups, as_settings({self.name: value})
+        for i, group in enumerate(groups):
+            group.check(values, f"param_groups[{i}]: " if len(groups) > 1 else "")
+        optimizer._changed.put([group.held() for group in groups], values)
+
+
+class Settings:
+    """What an optimizer has of its groups' settings: each as an attribute. Any other name that is meant is refused."""
+
+    lr: Common[Rate] = Common()
+    beta: Common[Rate] = Common()
+    eps: Common[float] = Common()
+    momentum: Common[float] = Common()
+    nesterov: Common[bool] = Common()
+    centered: Common[bool] = Common()
+    weight_decay: Common[float] = Common()
+    decoupled_weight_decay: Common[bool] = Common()
+    eps_inside_sqrt: Common[bool] = Common()
+    lr_in_momentum: Common[bool] = Common()
+    bias_correction: Common[bool] = Common()
+    initial_square_avg: Common[float] = Common()
+    maximize: Common[bool] = Common()
+    clip_value: Common[float | None] = Common()
+    clip_norm: Common[float | None] = Common()
+    clip_global_norm: Common[float | None] = Common()
+    nonfinite: Common[str] = Common()
+    state_dtype: Common[str | None] = Common()
+    master_weights: Common[bool] = Common()
+    rounding: Common[str] = Common()
+    seed: Common[int] = Common()
+
+    if not TYPE_CHECKING:  # type checkers would take any name then
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not hasattr(type(self), name):
+                check_attribute(name)
+            object.__setattr__(self, name, value)
+
+        def __getattr__(self, name: str) -> Any:
+            check_attribute(name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{METHODS.get(name, '')}")
+
+
+def check_attribute(name: str) -> None:
+    """Raise if the name of a new attribute is another framework's name of a setting, or nearly one of ours."""
+    if name in FOREIGN or (name[0] != "_" and did_you_mean(name, list(SETTINGS), 0.8)):
+        raise AttributeError(no_such_setting(name, name))
+
+
+def with_our_names(init: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """Let a constructor refuse other frameworks' names of settings with ours in the message."""
+
+    @functools.wraps(init)
+    def checked(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        for name in kwargs:
+            if name in FOREIGN:
+                raise TypeError(no_such_setting(name, name))
+        init(self, *args, **kwargs)
+
+    return checked
