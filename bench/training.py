@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 import rmsfast
 from bench.codes import Float8
@@ -329,7 +330,8 @@ def main() -> None:
         TimeElapsedColumn(),
         TextColumn("{task.fields[now]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    # One thread: more would wait for each other longer than they compute, and the results would depend on them.
+    with threadpool_limits(1), Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("training", total=len(tasks) * len(names) * options.seeds, now="")
         for label in tasks:
             found[label] = {}
