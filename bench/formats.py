@@ -3,7 +3,7 @@
 One large parameter out of the cache on all threads, and one in the cache on one thread. Beside stand what a user would
 have instead: PyTorch's RMSprop in float32 and bfloat16, and bitsandbytes' RMSprop8bit, where they are installed. In one
 process, in turn, minima. Bytes are those of a parameter and all of its state, counted in the arrays themselves; "moved"
-are the bytes that a step must read and write for an element, its gradient included. Needs `pip install ml_dtypes`.
+are the bytes that a step must read and write for an element, its gradient included. Needs `pip install ".[bench]"`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rich.table import Table
 
 import rmsfast
 from bench.contenders import BETA, EPS, LR
-from bench.timing import minima
+from bench.timing import BUSY, rounds, unrest
 
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 PLAIN = "float32"
@@ -105,25 +105,32 @@ def torch_contenders(w: np.ndarray, g: np.ndarray, threads: int) -> Iterable[tup
     yield "bitsandbytes, float32, 8-bit state", with_class(RMSprop8bit, torch.float32)
 
 
-def measure(size: int, threads: int, seconds: float) -> dict[str, dict[str, Any]]:
+def measure(size: int, threads: int, seconds: float) -> dict[str, Any]:
+    """Return what each contender takes and keeps in one case, and how busy the machine was."""
     rng = np.random.default_rng(0)
     w, g = rng.uniform(-1, 1, size).astype(np.float32), rng.uniform(0.05, 0.5, size).astype(np.float32)
     contenders = {name: ours(name, w, g, threads) for name in FORMATS}
     contenders.update(torch_contenders(w, g, threads))
     rest = partial(sleep, 0.005)  # the idle threads of other pools go to sleep
-    times = minima({"": rest, **{name: one.step for name, one in contenders.items()}}, seconds)
-    return {
-        name: {"seconds": times[name], "kept": one.kept, "moved": one.moved, "ours": name in FORMATS}
+    times = rounds({"": rest, **{name: one.step for name, one in contenders.items()}}, seconds)
+    del times[""]
+    found = {
+        name: {"seconds": min(times[name]), "kept": one.kept, "moved": one.moved, "ours": name in FORMATS}
         for name, one in contenders.items()
     }
+    return {"size": size, "threads": threads, "unrest": unrest(times), "found": found}
 
 
-def table_of(case: str, found: dict, size: int, threads: int) -> Table:
-    title = f"{case}, {threads} threads" if threads > 1 else f"{case}, 1 thread"
-    table = Table("format", title=title)
+def title(case: str, run: dict) -> str:
+    threads = "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
+    return f"{case}, {threads}{' (busy)' if run['unrest'] > BUSY else ''}"
+
+
+def table_of(case: str, run: dict) -> Table:
+    table = Table("format", title=title(case, run))
     for column in "bytes kept", "bytes moved", "µs", "ns an element", "float32's time ÷ this":
         table.add_column(column, justify="right")
-    for row in rows_of(found, size):
+    for row in rows_of(run["found"], run["size"]):
         table.add_row(*row)
     return table
 
@@ -143,13 +150,13 @@ def rows_of(found: dict, size: int) -> list[list[str]]:
     ]
 
 
-def markdown_of(case: str, found: dict, size: int, threads: int) -> str:
+def markdown_of(case: str, run: dict) -> str:
     lines = [
-        f"`{case}`, {threads} thread{'s' * (threads > 1)}:",
+        f"{title(f'`{case}`', run)}:",
         "",
         "| format | bytes kept | moved | µs | ns an element | float32's time ÷ this |",
         f"|---|{'---:|' * 5}",
-        *(f"| {' | '.join(row)} |" for row in rows_of(found, size)),
+        *(f"| {' | '.join(row)} |" for row in rows_of(run["found"], run["size"])),
     ]
     return "\n".join([*lines, ""])
 
@@ -169,7 +176,7 @@ def draw(report: dict, path: Path) -> None:
             marker = "o" if one["ours"] else "s"
             axes.scatter(one["kept"], nanoseconds, s=70, marker=marker, color=f"C{k % 10}", label=name, zorder=3)
         axes.set(yscale="log", xlim=(0, None), xlabel="bytes kept for a parameter, its state included")
-        axes.set(title=f"{case}, {run['threads']} thread{'s' * (run['threads'] > 1)}", ylabel="ns an element")
+        axes.set(title=title(case, run), ylabel="ns an element")
         axes.grid(alpha=0.3, which="both")
     panels[0, -1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(message(next(iter(report.values()))["found"]))
@@ -203,22 +210,21 @@ def main() -> None:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=len(CASES))
         for case, (size, threads) in CASES.items():
-            threads = threads or options.threads
-            report[case] = {
-                "size": size,
-                "threads": threads,
-                "found": measure(size, threads, options.seconds),
-            }
+            report[case] = measure(size, threads or options.threads, options.seconds)
             progress.advance(task)
     for case, run in report.items():
         if options.markdown:
-            print(markdown_of(case, run["found"], run["size"], run["threads"]))
+            print(markdown_of(case, run))
         else:
-            console.print(table_of(case, run["found"], run["size"], run["threads"]))
+            console.print(table_of(case, run))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"{rmsfast.config()['isa']}; minimum of the rounds")
+    if busy := [case for case, run in report.items() if run["unrest"] > BUSY]:
+        console.print(f"the machine was busy in {' and '.join(busy)}: no picture is drawn of that")
+        return
     draw(report, options.output)
-    console.print(f"{rmsfast.config()['isa']}; minimum of the rounds; picture: {options.output}")
+    console.print(f"picture: {options.output}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Three networks: the digits of examples/digits.py, the word vectors of examples/word_vectors.py, and a character-level
 LSTM in PyTorch on Python's own help text. A format is as good as float32 if its final loss lies within the spread of
 the seeds. Beside the formats of rmsfast stand nearest rounding of its 8-bit v, simulated, and bitsandbytes' optimizer.
-Needs `pip install ".[bench,demo]" ml_dtypes torch`, and `bitsandbytes` for its row.
+Needs `pip install ".[bench,demo]" torch`, and `bitsandbytes` for its row.
 """
 
 import argparse
