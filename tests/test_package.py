@@ -102,6 +102,31 @@ def test_the_page_of_training(capsys):
     assert re.findall(r"^\| `(\w+)\(", text, re.MULTILINE) == list(rmsfast.schedules.KINDS)
 
 
+def test_the_page_of_formats():
+    """Its program runs, and its table says how many bytes a parameter and its state have."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    kinds = [
+        (np.float32, dict(state_dtype="bfloat16")),
+        (np.float32, dict(state_dtype="uint8")),
+        (bfloat16, dict(master_weights=True)),
+        (bfloat16, dict(master_weights=True, state_dtype="uint8")),
+        (bfloat16, dict(rounding="stochastic", state_dtype="bfloat16")),
+        (bfloat16, dict(rounding="stochastic", state_dtype="uint8")),
+    ]
+    documented = re.findall(r"^\| .* \| .* \| (\d)[ ,]", text, re.MULTILINE)
+    kept = []
+    for dtype, settings in kinds:
+        w = np.ones(6400, dtype)
+        opt = rmsfast.RMSProp(w, **settings)
+        opt.step(w / 2)
+        arrays = [w, *(array for array in opt.state[0].values() if isinstance(array, np.ndarray))]
+        kept.append(sum(array.nbytes for array in arrays) / w.size)
+    assert documented[: len(kept)] == [str(round(number)) for number in kept]
+    assert all(number % 1 in (0, 1 / 64) for number in kept)
+
+
 def test_the_page_of_variants():
     """Its program runs, and its table has every dialect."""
     text = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")

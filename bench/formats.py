@@ -1,0 +1,231 @@
+"""What each format costs and keeps beside float32: `python -m bench.formats`.
+
+One large parameter out of the cache on all threads, and one in the cache on one thread. Beside stand what a user would
+have instead: PyTorch's RMSprop in float32 and bfloat16, and bitsandbytes' RMSprop8bit, where they are installed. In one
+process, in turn, minima. Bytes are those of a parameter and all of its state, counted in the arrays themselves; "moved"
+are the bytes that a step must read and write for an element, its gradient included. Needs `pip install ".[bench]"`.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from time import sleep
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import rmsfast
+from bench.contenders import BETA, EPS, LR
+from bench.timing import BUSY, rounds, unrest
+
+FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
+PLAIN = "float32"
+CASES = {"1x16M": (16_777_216, None), "1x16k": (16_384, 1)}  # elements, and threads: None are all
+
+
+class Format(NamedTuple):
+    dtype: np.dtype
+    settings: dict[str, Any]
+    moved: int  # bytes an element
+    mirror: bool = False
+
+
+FORMATS = {
+    PLAIN: Format(FLOAT32, {}, 20),
+    "float32, bfloat16 state": Format(FLOAT32, {"state_dtype": "bfloat16"}, 16),
+    "float32, 8-bit state": Format(FLOAT32, {"state_dtype": "uint8"}, 14),
+    "bfloat16, masters, bfloat16 state": Format(BFLOAT16, {"master_weights": True, "state_dtype": "bfloat16"}, 14),
+    "bfloat16, masters, 8-bit state": Format(BFLOAT16, {"master_weights": True, "state_dtype": "uint8"}, 12),
+    "bfloat16, stochastic, bfloat16 state": Format(BFLOAT16, {"rounding": "stochastic", "state_dtype": "bfloat16"}, 10),
+    "bfloat16, stochastic, 8-bit state": Format(BFLOAT16, {"rounding": "stochastic", "state_dtype": "uint8"}, 8),
+    "bfloat16, nearest, float32 state": Format(BFLOAT16, {}, 14),
+    "float32, mirror in bfloat16": Format(FLOAT32, {}, 22, mirror=True),
+}
+
+
+class Contender(NamedTuple):
+    step: Callable[[], Any]
+    kept: float  # bytes an element: the parameter and its state
+    moved: int | None
+
+
+def ours(name: str, w: np.ndarray, g: np.ndarray, threads: int) -> Contender:
+    chosen = FORMATS[name]
+    w, g = w.astype(chosen.dtype), g.astype(chosen.dtype)
+    opt = rmsfast.RMSProp(w, LR, BETA, EPS, num_threads=threads, **chosen.settings)
+    copies = [np.zeros(w.shape, BFLOAT16)] if chosen.mirror else []
+    if copies:
+        opt.mirror(copies)
+    opt.step(g)
+    moves_as_it_should(name, opt, g)
+    arrays = [w, *copies, *(a for entry in opt.state.values() for a in entry.values() if isinstance(a, np.ndarray))]
+    return Contender(lambda: opt.step(g), sum(a.nbytes for a in arrays) / w.size, chosen.moved)
+
+
+def moves_as_it_should(name: str, opt: rmsfast.RMSProp, g: np.ndarray) -> None:
+    """Raise an error if the reference, which is the specification, moves a copy of some elements otherwise."""
+    before = np.ones(100, g.dtype)
+    after = before.copy()
+    twin = rmsfast.reference.RMSProp(after, LR, BETA, EPS, **FORMATS[name].settings)
+    kernel = before.copy()
+    rmsfast.RMSProp(kernel, LR, BETA, EPS, **FORMATS[name].settings).step(g[:100])
+    twin.step(g[:100])
+    if kernel.tobytes() != after.tobytes():
+        raise AssertionError(f"{name}: another result than the reference's")
+
+
+def torch_contenders(w: np.ndarray, g: np.ndarray, threads: int) -> Iterable[tuple[str, Contender]]:
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(threads)
+
+    def with_class(cls: type, dtype: Any, **settings: Any) -> Contender:
+        p = torch.nn.Parameter(torch.from_numpy(w.copy()).to(dtype))
+        p.grad = torch.from_numpy(g.copy()).to(dtype)
+        optimizer = cls([p], lr=LR, alpha=BETA, eps=EPS, **settings)
+        optimizer.step()
+        of_elements = {k: t for k, t in optimizer.state[p].items() if torch.is_tensor(t) and k not in ("qmap1", "step")}
+        kept = sum(t.nbytes for t in (p, *of_elements.values()))
+        return Contender(optimizer.step, kept / w.size, None)
+
+    yield "PyTorch, float32", with_class(torch.optim.RMSprop, torch.float32, foreach=True)
+    yield "PyTorch, bfloat16", with_class(torch.optim.RMSprop, torch.bfloat16, foreach=True)
+    try:
+        from bitsandbytes.optim import RMSprop8bit
+    except ImportError:
+        return
+    yield "bitsandbytes, float32, 8-bit state", with_class(RMSprop8bit, torch.float32)
+
+
+def measure(size: int, threads: int, seconds: float) -> dict[str, Any]:
+    """Return what each contender takes and keeps in one case, and how busy the machine was."""
+    rng = np.random.default_rng(0)
+    w, g = rng.uniform(-1, 1, size).astype(np.float32), rng.uniform(0.05, 0.5, size).astype(np.float32)
+    contenders = {name: ours(name, w, g, threads) for name in FORMATS}
+    contenders.update(torch_contenders(w, g, threads))
+    rest = partial(sleep, 0.005)  # the idle threads of other pools go to sleep
+    times = rounds({"": rest, **{name: one.step for name, one in contenders.items()}}, seconds)
+    del times[""]
+    found = {
+        name: {"seconds": min(times[name]), "kept": one.kept, "moved": one.moved, "ours": name in FORMATS}
+        for name, one in contenders.items()
+    }
+    return {"size": size, "threads": threads, "unrest": unrest(times), "found": found}
+
+
+def title(case: str, run: dict) -> str:
+    threads = "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
+    return f"{case}, {threads}{' (busy)' if run['unrest'] > BUSY else ''}"
+
+
+def table_of(case: str, run: dict) -> Table:
+    table = Table("format", title=title(case, run))
+    for column in "bytes kept", "bytes moved", "µs", "ns an element", "float32's time ÷ this":
+        table.add_column(column, justify="right")
+    for row in rows_of(run["found"], run["size"]):
+        table.add_row(*row)
+    return table
+
+
+def rows_of(found: dict, size: int) -> list[list[str]]:
+    plain = found[PLAIN]["seconds"]
+    return [
+        [
+            name,
+            f"{one['kept']:.2f}".rstrip("0").rstrip("."),
+            "" if one["moved"] is None else str(one["moved"]),
+            f"{one['seconds'] * 1e6:,.1f}",
+            f"{one['seconds'] / size * 1e9:.3f}",
+            f"{plain / one['seconds']:.2f}" if plain / one["seconds"] >= 0.01 else f"{plain / one['seconds']:.4f}",
+        ]
+        for name, one in found.items()
+    ]
+
+
+def markdown_of(case: str, run: dict) -> str:
+    lines = [
+        f"{title(f'`{case}`', run)}:",
+        "",
+        "| format | bytes kept | moved | µs | ns an element | float32's time ÷ this |",
+        f"|---|{'---:|' * 5}",
+        *(f"| {' | '.join(row)} |" for row in rows_of(run["found"], run["size"])),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def draw(report: dict, path: Path) -> None:
+    """Points: bytes kept for a parameter against time. Its title is what the first case says."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(report), figsize=(8 * len(report), 6), layout="constrained", squeeze=False)
+    for axes, (case, run) in zip(panels.flat, report.items(), strict=True):
+        points = sorted(run["found"].items(), key=lambda item: not item[1]["ours"])
+        for k, (name, one) in enumerate(points):
+            nanoseconds = one["seconds"] / run["size"] * 1e9
+            marker = "o" if one["ours"] else "s"
+            axes.scatter(one["kept"], nanoseconds, s=70, marker=marker, color=f"C{k % 10}", label=name, zorder=3)
+        axes.set(yscale="log", xlim=(0, None), xlabel="bytes kept for a parameter, its state included")
+        axes.set(title=title(case, run), ylabel="ns an element")
+        axes.grid(alpha=0.3, which="both")
+    panels[0, -1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(message(next(iter(report.values()))["found"]))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def message(found: dict) -> str:
+    """Say what the format with the fewest bytes of all that are faster than float32 keeps and gains."""
+    plain = found[PLAIN]
+    faster = [one for one in found.values() if one["ours"] and one["seconds"] < plain["seconds"]]
+    if not faster:
+        return "Fewer bytes a parameter take as long as float32, or longer"
+    least = min(faster, key=lambda one: one["kept"])
+    gain = plain["seconds"] / least["seconds"]
+    return f"{least['kept']:.3g} bytes a parameter in the place of {plain['kept']:.3g}, and {gain:.1f} times as fast"
+
+
+def main() -> None:
+    every = rmsfast.get_num_threads()
+    parser = argparse.ArgumentParser(prog="python -m bench.formats", description=__doc__)
+    parser.add_argument("--threads", type=int, default=every, help="out of the cache (default: all, %(default)s here)")
+    parser.add_argument("--seconds", type=float, default=60, help="for each case, about (default %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("formats.png"), help="picture (default %(default)s)")
+    parser.add_argument("--json", type=Path, help="write all figures to this file, too")
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    options = parser.parse_args()
+
+    console = Console(highlight=False, width=120)
+    report: dict[str, dict[str, Any]] = {}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=len(CASES))
+        for case, (size, threads) in CASES.items():
+            report[case] = measure(size, threads or options.threads, options.seconds)
+            progress.advance(task)
+    for case, run in report.items():
+        if options.markdown:
+            print(markdown_of(case, run))
+        else:
+            console.print(table_of(case, run))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"{rmsfast.config()['isa']}; minimum of the rounds")
+    if busy := [case for case, run in report.items() if run["unrest"] > BUSY]:
+        console.print(f"the machine was busy in {' and '.join(busy)}: no picture is drawn of that")
+        return
+    draw(report, options.output)
+    console.print(f"picture: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
