@@ -21,6 +21,8 @@ def tracing(test):
     return pytest.mark.skipif(sys.gettrace() is not None, reason="something traces already, as coverage does")(test)
 
 
+# How many of Python's instructions lie between two tries: some by default, and -m slow tries each.
+STRIDES = [pytest.param(7, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 SHAPES = [(300,), (2, 3), (0,)]
 PACKAGE = str(Path(rmsfast.__file__).parent)
 
@@ -104,8 +106,9 @@ CALLS = {
 
 
 @tracing
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_a_call_interrupted_anywhere_was_made_or_not(tmp_path, call):
+def test_a_call_interrupted_anywhere_was_made_or_not(tmp_path, call, stride):
     """And later steps are what they would have been."""
     path = tmp_path / "run.npz"
     saved, _ = make(value=5.0, lr=2.0, nonfinite="skip")
@@ -129,9 +132,8 @@ def test_a_call_interrupted_anywhere_was_made_or_not(tmp_path, call):
             call(opt, path)
         opt.step([np.ones_like(w) for group in opt.param_groups for w in group["params"]])
         ends.append(everything(opt))
-    n = 0
+    n = 1
     while True:
-        n += 1
         opt = begin()
         more = interrupted_at(lambda opt=opt: call(opt, path), n)
         assert sys.exception() is None
@@ -140,6 +142,7 @@ def test_a_call_interrupted_anywhere_was_made_or_not(tmp_path, call):
         assert everything(opt) == ends[made]
         if not more:
             break
+        n += stride
     assert made == 1
     assert n > 5
 
@@ -168,13 +171,14 @@ def test_a_save_interrupted_anywhere_leaves_the_old_file_or_the_new_one(tmp_path
 
 
 @tracing
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("clone", [copy.deepcopy, copy.copy, pickle.dumps])
-def test_an_interrupted_copy_takes_nothing_away(clone):
+def test_an_interrupted_copy_takes_nothing_away(clone, stride):
     opt, _ = make()
     opt.step(ones())
     before, n = everything(opt), 1
     while interrupted_at(lambda: clone(opt), n):
-        n += 1
+        n += stride
         assert everything(opt) == before
     opt.step(ones())
     assert [entry["step"] for entry in opt.state.values()] == [2] * len(SHAPES)
