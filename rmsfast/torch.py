@@ -75,9 +75,10 @@ class RMSprop(torch.optim.RMSprop):
     Parameters
     ----------
     params : iterable of tensors, of pairs of names and tensors, or of dicts
-        The parameters, or groups of them. The kernel takes float32, float64, complex64, complex128, float16 and bfloat16
-        on the CPU, in any dense layout, and shards of them (DTensor); all others go through the same rule in PyTorch's operations. A
-        sparse gradient updates the rows that it has, and leaves all others, and their state, alone.
+        The parameters, or groups of them. The kernel takes float32, float64, complex64, complex128, float16 and
+        bfloat16 on the CPU, in any dense layout, and shards of them (DTensor); all others go through the same rule in
+        PyTorch's operations. A sparse gradient updates the rows that it has, and leaves all others, and their state,
+        alone.
     lr : float or tensor of one element, default 1e-2
         The learning rate.
     alpha : float, default 0.99
@@ -97,8 +98,9 @@ class RMSprop(torch.optim.RMSprop):
         is that of the gradients of all parameters that the optimizer has. The gradients themselves stay as they are. A
         DTensor allows `clip_value` alone: the others would need the gradients of other processes.
     state_dtype, master_weights, rounding, seed
-        As those of `rmsfast.RMSProp`: how the state and low-precision parameters are stored. They are settings of groups,
-        too. Only for dense tensors on the CPU. Without `state_dtype`, a float16 or bfloat16 parameter has float32 state.
+        As those of `rmsfast.RMSProp`: how the state and low-precision parameters are stored. They are settings of
+        groups, too. Only for dense tensors on the CPU. Without `state_dtype`, a float16 or bfloat16 parameter has
+        float32 state.
     num_threads : int, optional
         The most threads that a step may use. Without it, ``torch.get_num_threads()`` says.
 

@@ -96,7 +96,7 @@ def as_numpy(label: str, tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 def as_tensor(array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
-    """Return a copy of an array of the state as a tensor. A bfloat16 is NumPy's uint16, or of a dtype that NumPy has not."""
+    """Return a copy of an array of the state as a tensor. A bfloat16 comes as uint16, or in a dtype of its own."""
     if array.dtype == np.uint16 or array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.tensor(array)
