@@ -162,6 +162,7 @@ cdef class ArrayPlan(Plan):
             states.append([zeros_beside(w, arrays[name]) if name in arrays else None for name in STATE_NAMES])
             begin_state(w, states[i], settings["initial_square_avg"])
         self.copies = [] if shorter is None else shorter.copies + [None] * (self.count - kept if shorter.copies else 0)
+        self.watch_copies()
         self.take_states(states)
         self.complete_states(self.groups)
 
@@ -239,13 +240,22 @@ cdef class ArrayPlan(Plan):
                                  "parameter's memory order, and writable, aligned memory")
         self.find_spans(self.states, copies)
         self.copies = copies
+        self.watch_copies()
+        for i, copy in enumerate(copies):
+            if copy is not None:
+                store_in("float16" if format_of(copy) == FLOAT16 else "bfloat16", self.params[i], copy)
+        return self.point()
+
+    cdef int watch_copies(self) except -1:
+        """Look at the copies in each step, and at those from before no longer."""
+        cdef Py_ssize_t i
+        cdef Memory shown
         for i in range(self.count):
             self.records[i].n_places = 1        # the parameter itself
-            if copies and copies[i] is not None:
-                show(copies[i], &shown)
-                self.watch(i, <PyObject *>copies[i], &shown, -1)
-                store_in("float16" if shown.format == FLOAT16 else "bfloat16", self.params[i], copies[i])
-        return self.point()
+            if self.copies and self.copies[i] is not None:
+                show(self.copies[i], &shown)
+                self.watch(i, <PyObject *>self.copies[i], &shown, -1)
+        return 0
 
     cdef int find_spans(self, list states, list copies) except -1:
         """Take note of the memory of all that steps write, or raise and keep what was noted before."""
