@@ -16,8 +16,8 @@ from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
     CACHE_LINE, MASTER, NUMBERS, REMAINDER, RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_MASTERED,
-    RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SIGNED8, RMSFAST_SPLIT, RMSFAST_UNSIGNED8, SQUARE_AVG, STATE_ARRAYS, Item,
-    Storage, rmsfast_settings,
+    RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SIGNED8, RMSFAST_SPLIT, RMSFAST_UNSIGNED8, SQUARE_AVG,
+    STATE_ARRAYS, Item, Storage, rmsfast_settings, store_numbers,
 )
 from rmsfast._core.memory cimport (
     ALIGNED, BFLOAT16, FLOAT16, FLOAT32, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
@@ -241,10 +241,19 @@ cdef class ArrayPlan(Plan):
         self.find_spans(self.states, copies)
         self.copies = copies
         self.watch_copies()
-        for i, copy in enumerate(copies):
-            if copy is not None:
-                store_in("float16" if format_of(copy) == FLOAT16 else "bfloat16", self.params[i], copy)
-        return self.point()
+        self.point()
+        self.write_copies()
+        return 0
+
+    cdef void write_copies(self) noexcept:
+        """Write the parameters to their copies, rounded to nearest."""
+        cdef Py_ssize_t i
+        cdef const Item *item
+        for i in range(self.count):
+            item = &self.items[i]
+            if item.storage != NULL and item.storage.copy != NULL:
+                store_numbers(item.storage.mirror, RMSFAST_NEAREST, item.storage.copy, NULL, item.n,
+                              <const float *>item.w, NULL)
 
     cdef int watch_copies(self) except -1:
         """Look at the copies in each step, and at those from before no longer."""
