@@ -26,7 +26,7 @@ DEEPEST = 100  # of what the user adds, a list in a list
 LONGEST_HEADER = 2000  # of an array in NumPy's format: enough for 64 axes of the largest size
 
 # The members of a file: "header", JSON as bytes; "param_3", "square_avg_3" and the other arrays of the fourth
-# parameter; "digest".
+# parameter, those of bfloat16 as uint16; "digest".
 
 # An OSError with one of these numbers means that the file is damaged: a wrong offset makes zipfile seek before the
 # start of the file, and an error from bz2 has no number. Any other comes from the system, and says nothing about the
@@ -53,8 +53,8 @@ def write(
     text = json.dumps(header, default=as_plain)
     members: dict[str, Any] = {"header": np.frombuffer(text.encode(), np.uint8)}
     for i, (w, entry) in enumerate(zip(params, state_dict["state"].values(), strict=True)):
-        members[f"param_{i}"] = w
-        members |= {f"{name}_{i}": a for name, a in entry.items() if name != "step"}
+        members[f"param_{i}"] = as_saved(w)
+        members |= {f"{name}_{i}": as_saved(a) for name, a in entry.items() if name != "step"}
     members["digest"] = digest_of(members)
 
     target = Path(os.path.realpath(path))  # where a link leads, so that the link stays a link
@@ -82,6 +82,11 @@ def write(
             temporary.unlink()
         raise
     flush_folder(target.parent)
+
+
+def as_saved(array: Array) -> Array:
+    """Return an array as the file has it. NumPy's format knows no bfloat16, so these are saved as their 16 bits."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
 
 
 def as_json(label: str, value: Any, depth: int = 0) -> Any:
@@ -210,7 +215,7 @@ def read_array(member: IO[bytes], size: int) -> Array:
     """Return the array in one member, which has this size in bytes."""
     shape, fortran, dtype = read_header(member)
     given = size - member.tell()
-    if dtype.kind not in "fcu" or dtype.itemsize * int(np.prod(shape, dtype=object)) != given:
+    if dtype.kind not in "fcui" or dtype.itemsize * int(np.prod(shape, dtype=object)) != given:
         raise ValueError(f"an array of shape {shape} and dtype {dtype} in {given} bytes")
     array = np.empty(shape, dtype, order="F" if fortran else "C")
     flat = array.reshape(-1, order="A").view(np.uint8)

@@ -289,7 +289,7 @@ class RMSProp(Settings):
             For float32 parameters, float16 or bfloat16 arrays of the same shapes and memory orders, in the form that
             `params` had, sharing memory with nothing else; None for a parameter that has no copy. Or None instead of
             them all, to write no copies from now on. The parameters are written to them at once, rounded to nearest,
-            as by each step.
+            as by each step and by `load`.
 
         Raises
         ------
@@ -426,7 +426,7 @@ class RMSProp(Settings):
 
         Notes
         -----
-        `numpy.savez` writes the file, without pickles. A schedule of `rmsfast.schedules` is part of it. A callable of
+        `numpy.savez` writes the file, without pickles; bfloat16 arrays as their 16 bits, in uint16. A schedule of `rmsfast.schedules` is part of it. A callable of
         your own is not, but that there was one is.
 
         A process that is killed while it saves leaves a part of the new file beside the old one, under a name such as

@@ -92,6 +92,8 @@ def converted(
         if form[0] == np.uint8:
             return {name: given, f"{name}_scale": scale}
         given = numbers_of(kind, in_order_of(w, given), scale)
+    elif scale is not None:
+        raise ValueError(f"{label[:-2]}_scale']: scales beside numbers of {dtype}, expected none, or numbers of uint8")
     elif (dtype == np.uint16 or is_half(dtype)) and dtype != np.float16:
         given = as_like(label, given, w, (dtype, w.shape))
         if form[0].itemsize == 2:

@@ -238,6 +238,10 @@ SETTINGS = {
     **{name: [False, True, np.bool_(True)] for name in [*SWITCHES, "maximize"]},
     "beta": [0, 0.5, 0.9, 1],
     "nonfinite": ["propagate", "raise", "skip"],
+    "state_dtype": [None, None, None, "bfloat16", "uint8"],
+    "master_weights": [False, False, True],
+    "rounding": ["nearest", "nearest", "stochastic"],
+    "seed": [0, 1, np.int64(2**62)],
 }
 PROPERTIES = ["__class__", "ndim", "dtype", "shape", "indices", "values"]
 LOOKS = ["__len__", "__iter__", "__getitem__", "__contains__", "__bool__", "__length_hint__", "keys", "items", "get"]
@@ -301,10 +305,14 @@ def assert_legal(values):
             assert (name == "lr" and callable(value)) or (type(value) is float and value >= 0)
         elif name in LIMITS:
             assert value is None or (type(value) is float and 0 < value < np.inf)
-        elif name != "nonfinite":
+        elif name == "seed":
+            assert type(value) is int
+            assert 0 <= value < 2**63
+        elif name in ("nonfinite", "state_dtype", "rounding"):
+            assert value in SETTINGS[name]
+            assert type(value) in (str, type(None))
+        else:
             assert type(value) is bool
-    assert type(values["nonfinite"]) is str
-    assert values["nonfinite"] in SETTINGS["nonfinite"]
     assert values["beta"] <= 1
     assert values["momentum"] > 0 or not values["nesterov"]
     assert values["beta"] < 1 or not values["bias_correction"]

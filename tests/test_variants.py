@@ -36,21 +36,21 @@ def merged(positions):
     return settings, settings.pop("step", {})
 
 
-def pairwise_cover():
+def pairwise_cover(switches=SWITCHES):
     """Combinations of positions in which each pair of positions of two switches occurs."""
     pairs = {
         ((i, a), (j, b))
-        for (i, first), (j, second) in combinations(enumerate(SWITCHES), 2)
+        for (i, first), (j, second) in combinations(enumerate(switches), 2)
         for a in range(len(first))
         for b in range(len(second))
     }
     rng = np.random.default_rng(0)
     cover = []
     while pairs:
-        tries = [tuple(rng.integers(len(switch)) for switch in SWITCHES) for _ in range(30)]
+        tries = [tuple(rng.integers(len(switch)) for switch in switches) for _ in range(30)]
         covered = [pairs & set(combinations(enumerate(positions), 2)) for positions in tries]
         best = max(range(len(tries)), key=lambda k: len(covered[k]))
-        cover.append([switch[position] for switch, position in zip(SWITCHES, tries[best], strict=True)])
+        cover.append([switch[position] for switch, position in zip(switches, tries[best], strict=True)])
         pairs -= covered[best]
     return cover
 

@@ -24,6 +24,8 @@ cdef class ArrayPlan(Plan):
     cdef int complete_states(self, groups) except -1
     cdef int take_states(self, list states) except -1
     cdef int take_copies(self, list copies) except -1
+    cdef int watch_copies(self) except -1
+    cdef void write_copies(self) noexcept
     cdef int find_spans(self, list states, list copies) except -1
     cdef int point(self) except -1
     cdef int take_values(self, list values) except -1

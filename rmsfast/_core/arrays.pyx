@@ -15,8 +15,14 @@ from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
+<<<<<<< HEAD
     CACHE_LINE, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item, Storage,
     rmsfast_settings,
+=======
+    CACHE_LINE, MASTER, NUMBERS, REMAINDER, RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_MASTERED,
+    RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SIGNED8, RMSFAST_SPLIT, RMSFAST_UNSIGNED8, SQUARE_AVG,
+    STATE_ARRAYS, Item, Storage, rmsfast_settings, store_numbers,
+>>>>>>> wip-tests
 )
 from rmsfast._core.memory cimport (
     ALIGNED, BFLOAT16, FLOAT16, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
@@ -156,6 +162,7 @@ cdef class ArrayPlan(Plan):
             states.append([zeros_beside(w, arrays[name]) if name in arrays else None for name in STATE_NAMES])
             begin_state(w, states[i], settings["initial_square_avg"])
         self.copies = [] if shorter is None else shorter.copies + [None] * (self.count - kept if shorter.copies else 0)
+        self.watch_copies()
         self.take_states(states)
         self.complete_states(self.groups)
 
@@ -233,13 +240,31 @@ cdef class ArrayPlan(Plan):
                                  "parameter's memory order, and writable, aligned memory")
         self.find_spans(self.states, copies)
         self.copies = copies
+        self.watch_copies()
+        self.point()
+        self.write_copies()
+        return 0
+
+    cdef void write_copies(self) noexcept:
+        """Write the parameters to their copies, rounded to nearest."""
+        cdef Py_ssize_t i
+        cdef const Item *item
+        for i in range(self.count):
+            item = &self.items[i]
+            if item.storage != NULL and item.storage.copy != NULL:
+                store_numbers(item.storage.mirror, RMSFAST_NEAREST, item.storage.copy, NULL, item.n,
+                              <const float *>item.w, NULL)
+
+    cdef int watch_copies(self) except -1:
+        """Look at the copies in each step, and at those from before no longer."""
+        cdef Py_ssize_t i
+        cdef Memory shown
         for i in range(self.count):
             self.records[i].n_places = 1        # the parameter itself
-            if copies and copies[i] is not None:
-                show(copies[i], &shown)
-                self.watch(i, <PyObject *>copies[i], &shown, -1)
-                store_in("float16" if shown.format == FLOAT16 else "bfloat16", self.params[i], copies[i])
-        return self.point()
+            if self.copies and self.copies[i] is not None:
+                show(self.copies[i], &shown)
+                self.watch(i, <PyObject *>self.copies[i], &shown, -1)
+        return 0
 
     cdef int find_spans(self, list states, list copies) except -1:
         """Take note of the memory of all that steps write, or raise and keep what was noted before."""

@@ -324,6 +324,7 @@ cdef class ArrayFront:
                         old[...] = a
                 if params is not None:
                     np.asarray(self.plan.params[i])[...] = params[i]    # whatever a subclass makes of [...]
+            self.plan.write_copies()
             for held, values in settings:
                 self.changed.put([held], values)
             self.skipped = all_skipped
