@@ -140,7 +140,7 @@ class RMSprop(torch.optim.RMSprop):
     >>> optimizer.step()
     """
 
-    _rule = OURS  # what a saved group means where it says nothing of a setting of ours
+    _rule: dict[str, Any] = OURS  # what a saved group means where it says nothing of a setting of ours
     _backward: StepInBackward | None = None  # what updates the parameters in the place of `step`
 
     def __init__(
@@ -531,7 +531,7 @@ class RMSpropTFLike(RMSprop):
     Stable-Baselines3, stable_baselines3/common/sb2_compat/rmsprop_tf_like.py; timm, timm/optim/rmsprop_tf.py.
     """
 
-    _rule = TF_LIKE
+    _rule: dict[str, Any] = TF_LIKE
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from rmsfast.settings import count_of
 from rmsfast.torch_groups import setting_of
 
 # What needs the gradients of all parameters at once.
-NEEDS_ALL = {
+NEEDS_ALL: dict[str, tuple[str | None, str]] = {
     "clip_global_norm": (
         None,
         "the norm of all gradients is not known before the last: clip_norm, of each, or clip_value",
@@ -96,9 +96,9 @@ class StepInBackward:
                 raise ValueError(f"parameter {i}: has a gradient, expected none: call optimizer.zero_grad() first")
         if len(set(map(id, params))) < len(params):
             raise ValueError("optimizer: a parameter is given twice, expected each once")
-        self.optimizer = optimizer
-        self.every = every
-        self.turn = 0  # of the loop: each optimizer.step() ends one
+        self.optimizer: Any = optimizer
+        self.every: int = every
+        self.turn: int = 0  # of the loop: each optimizer.step() ends one
         self.waiting: dict[OneParameter, None] = {}  # those with gradients that have moved nothing yet
         self.frozen: list[OneParameter] = []  # those that require no gradient so far
         self.ones: list[OneParameter] = []
@@ -146,14 +146,16 @@ class OneParameter:
     """A parameter, the hook that its gradient calls, and the optimizer of it alone."""
 
     def __init__(self, handle: StepInBackward, index: int, p: Tensor) -> None:
-        self.handle = handle
-        self.index = index
-        self.p = p
-        self.given = 0  # gradients in the handle's turn of this number
-        self.turn = -1
+        self.handle: StepInBackward = handle
+        self.index: int = index
+        self.p: Tensor = p
+        self.given: int = 0  # gradients in the handle's turn of this number
+        self.turn: int = -1
         self.registered: Any = None
-        self.place = 0  # of its group among the whole optimizer's
+        self.place: int = 0  # of its group among the whole optimizer's
         self.group: dict[str, Any] | None = None
+        self.alone: Any = None  # the optimizer of this parameter
+        self.seen: Seen | None = None  # what the group held when its settings were taken over
 
     def hook(self) -> bool:
         """Have autograd call this object. False, with nothing done, for a parameter that requires no gradient."""
@@ -208,7 +210,7 @@ class OneParameter:
         for self.place, self.group in enumerate(whole.param_groups):
             if any(p is self.p for p in self.group["params"]):
                 self.alone = whole._optimizer_of(self.p, self.group)
-                self.seen: Seen | None = None
+                self.seen = None
                 return
         self.group = None
         raise RuntimeError(

@@ -30,7 +30,7 @@ OURS: dict[str, Any] = {
 TF_LIKE: dict[str, Any] = {**OURS, "eps_inside_sqrt": True, "initial_square_avg": 1.0}
 # Those of PyTorch that a group from an older version may lack, and those that each has.
 LATER: dict[str, Any] = {"momentum": 0, "centered": False, "foreach": None, "maximize": False}
-NEEDED = ("lr", "alpha", "eps", "weight_decay")
+NEEDED: tuple[str, ...] = ("lr", "alpha", "eps", "weight_decay")
 # Those that have no effect here, and are refused.
 REFUSED = {
     "capturable": "the step runs on the CPU, where there are no graphs to capture",
