@@ -7,10 +7,11 @@ at the end. `--publish` puts the tables into docs/formats.md.
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from bench.pages import DOCS, put
 
 
 class Round(Protocol):
@@ -254,7 +255,6 @@ CASES = [
     Case("m", RISING, 2),
     Case("m", FALLING, 2),
 ]
-BEGIN, END = "<!-- python -m bench.codes: begin -->\n", "<!-- python -m bench.codes: end -->\n"
 
 
 def main() -> None:
@@ -278,11 +278,8 @@ def main() -> None:
             console.print(table_of(case, codes, results))
             tables.append(markdown_of(case, codes, results))
     if options.publish:
-        page = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
-        before, _, rest = page.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(f"{before}{BEGIN}\n" + "\n".join(tables) + f"\n{END}{after}")
-        console.print(f"written: {page.name}")
+        put(DOCS / "formats.md", "python -m bench.codes", "\n".join(tables))
+        console.print("written: docs/formats.md")
 
 
 def table_of(case: Case, codes, results):

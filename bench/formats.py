@@ -21,7 +21,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 import rmsfast
+from bench.__main__ import cpu_name
 from bench.contenders import BETA, EPS, LR
+from bench.pages import DOCS, put
 from bench.timing import BUSY, rounds, unrest
 
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
@@ -202,7 +204,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for each case, about (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("formats.png"), help="picture (default %(default)s)")
     parser.add_argument("--json", type=Path, help="write all figures to this file, too")
-    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    parser.add_argument("--publish", action="store_true", help="put tables and picture into docs/, if it was not busy")
     options = parser.parse_args()
 
     console = Console(highlight=False, width=120)
@@ -213,18 +215,19 @@ def main() -> None:
             report[case] = measure(size, threads or options.threads, options.seconds)
             progress.advance(task)
     for case, run in report.items():
-        if options.markdown:
-            print(markdown_of(case, run))
-        else:
-            console.print(table_of(case, run))
+        console.print(table_of(case, run))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"{rmsfast.config()['isa']}; minimum of the rounds")
     if busy := [case for case, run in report.items() if run["unrest"] > BUSY]:
         console.print(f"the machine was busy in {' and '.join(busy)}: no picture is drawn of that")
         return
-    draw(report, options.output)
-    console.print(f"picture: {options.output}")
+    picture = DOCS / "formats.png" if options.publish else options.output
+    draw(report, picture)
+    if options.publish:
+        tables = "\n".join(markdown_of(case, run) for case, run in report.items())
+        put(DOCS / "formats.md", "python -m bench.formats", f"{tables}\n({cpu_name()}, {rmsfast.config()['isa']}.)\n")
+    console.print(f"picture: {picture}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from rich.table import Table
 from bench import scaling
 from bench.contenders import CASES, OURS
 from bench.limits import LOOPS
+from bench.pages import put
 from bench.timing import BUSY
-
-BEGIN, END = "<!-- python -m bench: begin -->\n", "<!-- python -m bench: end -->\n"
 
 
 def tables(report: dict) -> list[Table]:
@@ -134,9 +133,7 @@ def draw(report: dict, folder: Path) -> list[Path]:
 def publish(report: dict, checkout: Path) -> list[Path]:
     """Put the first run's table, and the machine, in the place of those in the README, and the pictures into docs/."""
     readme = checkout / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{markdown_table(report['runs'][0])}\n({machine(report)})\n\n{END}{after}")
+    put(readme, "python -m bench", f"{markdown_table(report['runs'][0])}\n({machine(report)})\n")
     return [readme, *draw(report, checkout / "docs")]
 
 

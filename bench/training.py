@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 import rmsfast
 from bench.codes import Float8
+from bench.pages import DOCS, put
 
 SEEDS = 5
 DIVERGED = "diverged"
@@ -306,7 +307,7 @@ def main() -> None:
     parser.add_argument("--splits", action="store_true", help="how v's 8 bits may be split, simulated, beside float32")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("training.png"), help="picture (default %(default)s)")
-    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    parser.add_argument("--publish", action="store_true", help="put table and picture into docs/")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error(f"--seeds: {options.seeds}, expected at least 2, because they have a spread")
@@ -343,10 +344,11 @@ def main() -> None:
                         found[label][name].append(TASKS[label](known[name], seed))
                     progress.advance(task)
     console.print(table_of(found, names, options.seeds))
-    if options.markdown:
-        print(markdown_of(found, names))
-    draw(found, names, options.output)
-    console.print(f"written: {options.output}")
+    picture = DOCS / "formats_training.png" if options.publish else options.output
+    draw(found, names, picture)
+    console.print(f"picture: {picture}")
+    if options.publish:
+        put(DOCS / "formats.md", "python -m bench.training", markdown_of(found, names) + "\n")
 
 
 if __name__ == "__main__":

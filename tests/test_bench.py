@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("rich")
 from bench import report as reports
+from bench.pages import put
 from bench.timing import BUSY, rounds, unrest
 
 
@@ -36,3 +37,15 @@ def test_figures_of_a_busy_machine_are_named_and_not_drawn(tmp_path, monkeypatch
     assert reports.draw(report, tmp_path) == []
     run["unrest"] = {"1x1k": 1.0, "1x64k": 1.1}
     assert reports.busy(report) == ""
+
+
+def test_text_is_put_between_the_comments_of_its_command_again_and_again(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a: begin -->\n<!-- a: end -->\nafter\n<!-- b: begin -->\nb\n<!-- b: end -->\n")
+    for text in "first", "second":
+        put(page, "a", text)
+    expected = "before\n<!-- a: begin -->\n\nsecond\n<!-- a: end -->\nafter\n<!-- b: begin -->\nb\n<!-- b: end -->\n"
+    assert page.read_text() == expected
+    with pytest.raises(ValueError, match=r"page\.md: has no lines '<!-- c: begin -->' and '<!-- c: end -->'"):
+        put(page, "c", "text")
+    assert page.read_text() == expected
