@@ -66,13 +66,14 @@ try() {
         pytest' "$1"
 }
 
-if [ ! -e "$root/etc/apt/sources.list" ]; then
+if [ ! -e "$work/complete" ]; then
     say "debootstrap $release"
     mkdir -p "$work"
     # An older debootstrap does not know the name, and this is the script of every release since 2022.
     mirror=$(apt-get indextargets --format '$(REPO_URI)' "Origin: Debian" "Label: Debian" | head -n 1)
     debootstrap --variant=minbase $release "$root" "$mirror" /usr/share/debootstrap/scripts/sid >"$work/debootstrap.log" ||
         { tail -n 30 "$work/debootstrap.log"; exit 1; }
+    touch "$work/complete"
 fi
 prepare
 for version in "${versions[@]}"; do try "$version"; done
