@@ -12,6 +12,7 @@ else
     work=$(realpath -m "$1")
 fi
 root=$work/$release
+if [ "$(id -u)" != 0 ]; then echo "$0: run it as root, which can mount and change the root folder"; exit 1; fi
 
 say() { printf '\n--- %s\n' "$*"; }
 
@@ -42,8 +43,8 @@ prepare() {
     echo "$release has CPython ${versions[*]}"
     packages=(ca-certificates gcc libc6-dev)
     for version in "${versions[@]}"; do packages+=("python$version"{,-dev,-venv}); done
-    inside env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${packages[@]}" >"$work/apt.log" 2>&1 ||
-        { tail -n 30 "$work/apt.log"; exit 1; }
+    inside env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${packages[@]}" \
+        >"$work/apt.log" 2>&1 || { tail -n 30 "$work/apt.log"; exit 1; }
     inside gcc --version | head -n 1
     cat /etc/ssl/certs/ca-certificates.crt >"$root/etc/ssl/certs/ca-certificates.crt"
     rm -rf "$root/rmsfast"
@@ -58,21 +59,23 @@ try() {
         cd /rmsfast
         rm -rf "/$0"
         "python$0" -m venv "/$0"
-        export PATH=/$0/bin:$PATH
+        export PATH=/$0/bin:$PATH RMSFAST_OUTCOMES=/rmsfast/outcomes
         pip wheel --no-deps --wheel-dir "/$0/wheel" .
         pip install --only-binary numpy,scipy "$(echo /$0/wheel/*.whl)[test]"
         python -P -m rmsfast
-        pytest -rs' "$1"
+        pytest' "$1"
 }
 
-if [ ! -e "$root/etc/apt/sources.list" ]; then
+if [ ! -e "$work/complete" ]; then
     say "debootstrap $release"
     mkdir -p "$work"
     # An older debootstrap does not know the name, and this is the script of every release since 2022.
     mirror=$(apt-get indextargets --format '$(REPO_URI)' "Origin: Debian" "Label: Debian" | head -n 1)
     debootstrap --variant=minbase $release "$root" "$mirror" /usr/share/debootstrap/scripts/sid >"$work/debootstrap.log" ||
         { tail -n 30 "$work/debootstrap.log"; exit 1; }
+    touch "$work/complete"
 fi
 prepare
 for version in "${versions[@]}"; do try "$version"; done
+if [ -n "${RMSFAST_OUTCOMES:-}" ]; then cat "$root/rmsfast/outcomes" >>"$RMSFAST_OUTCOMES"; fi
 say "CPython ${versions[*]} passed"

@@ -15,14 +15,8 @@ from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
-<<<<<<< HEAD
-    CACHE_LINE, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item, Storage,
-    rmsfast_settings,
-=======
-    CACHE_LINE, MASTER, NUMBERS, REMAINDER, RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_MASTERED,
-    RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SIGNED8, RMSFAST_SPLIT, RMSFAST_UNSIGNED8, SQUARE_AVG,
-    STATE_ARRAYS, Item, Storage, rmsfast_settings, store_numbers,
->>>>>>> wip-tests
+    CACHE_LINE, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item,
+    Storage, rmsfast_settings, store_numbers,
 )
 from rmsfast._core.memory cimport (
     ALIGNED, BFLOAT16, FLOAT16, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
