@@ -226,7 +226,8 @@ def main() -> None:
     draw(report, picture)
     if options.publish:
         tables = "\n".join(markdown_of(case, run) for case, run in report.items())
-        put(DOCS / "formats.md", "python -m bench.formats", f"{tables}\n({cpu_name()}, {rmsfast.config()['isa']}.)\n")
+        machine = f"({cpu_name()}, {rmsfast.config()['isa']}.)\n\n![Time against bytes]({picture.name})\n"
+        put(DOCS / "formats.md", "python -m bench.formats", f"{tables}\n{machine}")
     console.print(f"picture: {picture}")
 
 
