@@ -259,7 +259,8 @@ def is_setting(name: Any, value: Any) -> bool:
 
 def in_line(grads: Any, keys: Sequence[Any], named: bool, label: str = "grads") -> list[Any]:
     """Return the gradients of the parameters `keys`, in this order. They come in one of the forms of `params`."""
-    count = count_of(len(keys), "gradient")
+    noun = "array" if label.startswith("copies") else "gradient"
+    count = count_of(len(keys), noun)
     if isinstance(grads, Mapping):
         if not named:
             raise TypeError(
@@ -276,7 +277,7 @@ def in_line(grads: Any, keys: Sequence[Any], named: bool, label: str = "grads") 
         return by_name(line, keys, label)
     if len(line) != len(keys):
         raise ValueError(
-            f"{label}: {count_of(len(line), 'gradient')}, expected {len(keys)}: an array or None for each parameter"
+            f"{label}: {count_of(len(line), noun)}, expected {len(keys)}: an array or None for each parameter"
         )
     return line
 
@@ -332,7 +333,7 @@ def check_length(tree: Any, name: str, label: str) -> None:
             return
 
 
-def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]], kind: str) -> list[Any]:
     """Return one gradient for each parameter, from gradients that were given for each group."""
     line: list[Any] = []
     for i, (entry, group) in enumerate(zip(grads, groups, strict=True)):
@@ -343,7 +344,7 @@ def in_line_by_group(grads: Sequence[Any], groups: Sequence[Mapping[str, Any]]) 
             line += [None] * size
         else:
             keys = range(size) if names is None else names
-            line += in_line(entry, keys, names is not None, f"grads (param_groups[{i}])")
+            line += in_line(entry, keys, names is not None, f"{kind} (param_groups[{i}])")
     return line
 
 
@@ -384,7 +385,7 @@ def as_line(grads: Any, plan: ArrayPlan, erases: bool = False, kind: str = "grad
         grads = as_sequence(kind, grads, "a sequence of arrays")
         nested = any(isinstance(entry, (list, tuple, Mapping)) for entry in grads)
         if nested and len(grads) == len(plan.groups) and not (plan.named and fits(grads, plan.keys)):
-            grads = in_line_by_group(grads, plan.groups)
+            grads = in_line_by_group(grads, plan.groups, kind)
     line = in_line(grads, plan.keys, plan.named, kind)
     omitted = [key for key, g in zip(plan.keys, line, strict=True) if g is OMITTED]
     if omitted and kind == "grads" and not plan.may_omit:

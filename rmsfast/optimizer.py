@@ -545,7 +545,8 @@ def rmsprop_update(
         The parameter and the running average of its squared gradient: float32, float64, complex64 or complex128, of one
         shape and dtype, both in C or both in Fortran order, aligned, writable, not sharing memory.
     g : array
-        The gradient: the same shape and dtype, in any memory layout, sharing no memory with w or v.
+        The gradient: the same shape and dtype, in any memory layout, sharing no memory with w or v. Beside float32
+        arrays it may be float16 or bfloat16.
     lr, beta, eps : float
         The learning rate (≥ 0), the decay (from 0 to 1), and the number that is added to the root (≥ 0).
     num_threads : int, optional

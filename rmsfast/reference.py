@@ -60,7 +60,7 @@ def step(parameters: list[Parameter], grad_scale: float) -> list[int]:
 
 
 def load(data: Array) -> Array:
-    """Return the numbers of a gradient."""
+    """Return the numbers of a gradient, in the precision that the step computes in."""
     kind = {"float16": "float16", "uint16": "bfloat16"}.get(data.dtype.name)
     return data if kind is None else formats.load(kind, data)
 
@@ -210,6 +210,6 @@ def rmsprop_update(
     """`rmsfast.rmsprop_update` with its arithmetic in plain NumPy. `num_threads` has no effect."""
 
     def rule(w: Array, v: Array, g: Array) -> None:
-        plain_update(w, v, g, float(lr), float(beta), float(eps))
+        plain_update(w, v, load(g), float(lr), float(beta), float(eps))
 
     optimizer.update_with(rule, w, v, g, lr, beta, eps, num_threads)

@@ -178,6 +178,24 @@ def test_nonfinite_gradients_of_every_format(rng, cls, dtype, settings):
             assert_same_bits(opt.state[0][name], array)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_one_array_with_a_gradient_of_16_bits(rng, dtype):
+    """`rmsprop_update` brings it in exactly. Parameters and state of 16 bits are for an optimizer, which has the state."""
+    g = some(rng, 1000, dtype)
+    results = []
+    for update in rmsfast.rmsprop_update, rmsfast.reference.rmsprop_update:
+        for gradient in g, g.astype(np.float32):
+            w, v = np.ones(1000, np.float32), np.zeros(1000, np.float32)
+            update(w, v, gradient)
+            results.append((w, v))
+        with pytest.raises(TypeError, match=f"w: dtype {dtype}, expected float32, float64, complex64 or") as caught:
+            update(g, g.copy(), g.copy())
+        assert_says_all(caught.value)
+    for w, v in results[1:]:
+        assert_same_bits(w, results[0][0])
+        assert_same_bits(v, results[0][1])
+
+
 # ---- Masters ----
 
 
@@ -591,7 +609,7 @@ def refused_copies():
     yield "rows", w, rmsfast.Rows([0], np.zeros((1, 5), np.float32)), TypeError, "copies: rows, expected an array"
     yield "swapped", w, f16.astype(">f2"), TypeError, "copies: dtype >f2 for a float32 parameter, expected"
     yield "number", w, 3, TypeError, "copies: "
-    yield "too many", w, [f16, f16.copy()], ValueError, "copies: "
+    yield "too many", w, [f16, f16.copy()], ValueError, "copies: 2 arrays, expected 1"
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -472,6 +472,9 @@ cdef class OneArray(Plan):
         cdef bint direct
         cdef Item *item = &self.items[0]
         cdef size_t nbytes, w_start, v_start
+        if is_half(format_of(w)):
+            raise TypeError(f"w: dtype {(<object>w).dtype}, expected float32, float64, complex64 or complex128: "
+                            "rmsfast.RMSProp updates arrays of 16 bits, with state in float32")
         check_updatable("w", w)
         check_updatable("v", v)
         show(w, &shown)
