@@ -155,6 +155,9 @@ ANOTHER_VALUE = {
     **{name: True for name, value in SETTINGS.items() if type(value) is bool},
     **{name: 2.0 for name, value in SETTINGS.items() if value is None},
     "nonfinite": "skip",
+    "state_dtype": "uint8",
+    "rounding": "stochastic",
+    "seed": 7,
 }
 
 
@@ -163,20 +166,21 @@ ANOTHER_VALUE = {
 def test_each_setting_is_an_attribute_that_reads_and_sets_all_groups(cls, name):
     value = ANOTHER_VALUE[name]
     common = {"momentum": 0.25} if name == "nesterov" else {}
-    opt = cls([{"params": np.zeros(2)}, {"params": np.zeros(2), name: value}], **common)
+    dtype = {"state_dtype": np.float32, "master_weights": np.float16, "rounding": np.float16}.get(name, np.float64)
+    opt = cls([{"params": np.zeros(2, dtype)}, {"params": np.zeros(2, dtype), name: value}], **common)
     expected = re.escape(f"{name}: the groups have [{SETTINGS[name]!r}, {value!r}]")
     with pytest.raises(ValueError, match=rf"^{expected}, expected one value: read opt.param_groups\[i\]\['{name}'\]$"):
         getattr(opt, name)
-    if name == "initial_square_avg":
-        with pytest.raises(ValueError, match=r"^param_groups\[0\]: initial_square_avg: cannot change once"):
+    if name in ("initial_square_avg", "state_dtype", "master_weights"):
+        with pytest.raises(ValueError, match=rf"^param_groups\[0\]: {name}: cannot change once"):
             setattr(opt, name, value)
         return
     setattr(opt, name, value)
     assert getattr(opt, name) == value
     assert [group[name] for group in opt.param_groups] == [value, value]
-    twin = cls([np.zeros(2), np.zeros(2)], **common, **{name: value})
+    twin = cls([np.zeros(2, dtype), np.zeros(2, dtype)], **common, **{name: value})
     for each in opt, twin:
-        each.step([np.full(2, 3.0), np.full(2, -3.0)])
+        each.step([np.full(2, 3.0, dtype), np.full(2, -3.0, dtype)])
     for i, w in enumerate(twin.param_groups[0]["params"]):
         assert_same_bits(opt.param_groups[i]["params"][0], w)
 
