@@ -602,7 +602,7 @@ REFUSED_GRADS = {
     "integers": (with_grad(1, np.ones(7, int)), TypeError, "grads[1]: dtype int64, expected float64"),
     "objects": (with_grad(1, np.ones(7, object)), TypeError, "grads[1]: dtype object, expected float64"),
     "complex": (with_grad(1, np.ones(7, complex)), TypeError, "grads[1]: dtype complex128, expected float64"),
-    "half": (with_grad(0, np.ones((5, 10), np.float16)), TypeError, "grads[0]: dtype float16, expected float32"),
+    "integers": (with_grad(0, np.ones((5, 10), np.int16)), TypeError, "grads[0]: dtype int16, expected float32"),
     "longdouble": (with_grad(1, np.ones(7, np.longdouble)), TypeError, "expected float64"),
     "byte order": (with_grad(1, np.ones(7, ">f8")), TypeError, "grads[1]: dtype >f8, expected float64"),
     "list": (
@@ -750,7 +750,7 @@ REFUSED_PARAMS = {
         "params[0]: dtype int64, expected float32, float64, complex64, complex128, float16 or bfloat16 in native",
     ),
     "objects": (lambda: [np.ones(3, object)], TypeError, "params[0]: dtype object, expected float32"),
-    "half": (lambda: [ONE, np.ones(3, np.float16)], TypeError, "params[1]: dtype float16, expected float32, "),
+    "short integers": (lambda: [ONE, np.ones(3, np.int16)], TypeError, "params[1]: dtype int16, expected float32, "),
     "longdouble": (lambda: [np.ones(3, np.longdouble)], TypeError, "expected float32, float64, complex64, "),
     "complex": (lambda: [np.ones(3, np.clongdouble)], TypeError, "expected float32, float64, complex64, "),
     "byte order": (
