@@ -88,7 +88,10 @@ cdef inline Py_ssize_t size_of(const Memory *memory) noexcept nogil:
 cdef inline bint same_form(const Memory *seen, const Memory *shown, bint *direct) noexcept nogil:
     """Whether an array has the shape of a parameter; and whether its elements lie as that one's, whatever their size."""
     cdef int axis
-    cdef Py_ssize_t size = seen.unit * itemsize_of(shown.format), other = shown.unit * itemsize_of(seen.format)
+    cdef Py_ssize_t size = 1, other = 1
+    if seen.format != shown.format:
+        size = seen.unit * itemsize_of(shown.format)
+        other = shown.unit * itemsize_of(seen.format)
     direct[0] = True
     if seen.ndim != shown.ndim:
         return False

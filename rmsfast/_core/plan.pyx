@@ -118,12 +118,12 @@ cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexc
     cdef int axis
     if not plan.look(record.grad, &seen):
         return NO_MEMORY
-    if not fits(seen.format, record.shown.format):
+    if seen.format != record.shown.format and not fits(seen.format, record.shown.format):
         return WRONG_TYPE
     if not same_form(&seen, &record.shown, &direct):
         return WRONG_SHAPE
     found.active = item.n
-    found.itemsize = itemsize_of(seen.format)
+    found.itemsize = item.itemsize if seen.format == record.shown.format else itemsize_of(seen.format)
     found.format = stored_as(seen.format)
     if item.n == 0:
         found.direct = True
