@@ -1,7 +1,8 @@
 """How float32 numbers are stored in fewer bytes, in NumPy: the specification, written to be read.
 
 `rmsfast.reference` uses it; the kernel promises the same bits. To load is exact. To store rounds: to nearest, or, with
-random bits, up with the probability of the part that is cut off. A NaN stays a NaN. docs/formats.md says when to use what.
+random bits, up with the probability of the part that is cut off. A NaN stays a NaN. docs/formats.md says when to use
+what.
 
 Each format has its arrays as flat unsigned integers (float16 as NumPy has it):
 
@@ -109,18 +110,20 @@ def towards_float16(x: Array, random: Array) -> Array:
     """Return numbers rounded up or down by random bits. A subnormal float16 is a multiple of 2⁻²⁴."""
     bits = bits_of(x)
     size, least = bits & MAGNITUDE, 113 << 23  # of the smallest number that is not subnormal
-    small = (np.where(size < least, float_of(size), np.float32(0)) * np.float32(2.0**40)).astype(np.int64) + random >> 16
+    within = np.where(size < least, float_of(size), np.float32(0)) * np.float32(2.0**40)
+    small = within.astype(np.int64) + random >> 16
     usual = size + (random >> 3) - (112 << 23) >> 13
     half = np.where(size < least, small, usual)
     half = np.where(size >= 143 << 23, np.where(size > INFINITE, 0x7E00, 0x7C00), half)
-    return (half | bits >> 16 & 0x8000).astype(np.uint16).view(np.float16)
+    signed: Array = (half | bits >> 16 & 0x8000).astype(np.uint16)
+    return signed.view(np.float16)
 
 
 # ---- 8 bits ----
 
 
 def exponent_of_largest(x: Array) -> int:
-    """Return the exponent that a block needs: one higher where its largest number may be rounded up to a power of two."""
+    """Return the exponent that a block needs: one more where its largest number may be rounded up to a power of two."""
     size = bits_of(x) & MAGNITUDE
     largest = int(size[size < INFINITE].max(initial=0))
     return min(largest + (1 << CUT) - 1 >> 23, 254)
@@ -132,12 +135,12 @@ def unsigned_base(exponent: Any) -> Any:
 
 
 def signed_base(exponent: Any) -> Any:
-    """Return the exponent of the smallest power of two in a block with signs: there are 7, and smaller numbers down to 0."""
+    """Return the exponent of the smallest power of two in a block with signs: there are 7, and numbers down to 0."""
     return np.maximum(exponent - 6, 20)
 
 
 def rounded(size: Array, random: Any) -> Array:
-    """Return the bits of numbers without the CUT lowest, rounded. 16 random bits are centered among the bits cut off."""
+    """Return the bits of numbers without the CUT lowest, rounded. 16 random bits are centered among those cut off."""
     return size + (1 << CUT - 1 if random is None else (random << CUT - 16) + (1 << CUT - 17)) >> CUT
 
 
@@ -149,7 +152,7 @@ def code_unsigned(x: Array, random: Any) -> tuple[Array, int]:
 
 
 def code_signed(x: Array, random: Any) -> tuple[Array, int]:
-    """Return a block of m or b as elements and its scale. Below the smallest power of two, numbers are evenly spaced."""
+    """Return a block of m or b as elements and its scale. Below the smallest power of two, they are evenly spaced."""
     exponent = exponent_of_largest(x)
     base = signed_base(exponent)
     bits = bits_of(x)
@@ -167,13 +170,13 @@ def code_signed(x: Array, random: Any) -> tuple[Array, int]:
 def random_bits(seed: int, parameter: int, step: int, stream: int, n: int) -> Array:
     """Return 16 random bits for each of n elements: a function of the arguments and of the element alone.
 
-    The streams 0, 1, 2, 3 are those of w, v, m, b. Two elements share a word: the first has its lower half, the second its
-    upper half. The hash is lowbias32 by C. Wellons
+    The streams 0, 1, 2, 3 are those of w, v, m, b. Two elements share a word: the first has its lower half, the second
+    its upper half. The hash is lowbias32 by C. Wellons
     (https://nullprogram.com/blog/2018/07/31/), with a second key between its multiplications.
     """
     key = mix(mix(mix(mix(seed) + parameter) + step) + stream)
     number = np.arange((n + 1) // 2, dtype=np.uint64)
-    keys = np.array([mix(key + high) for high in range(int(len(number)) // 2**32 + 1)], np.uint64)
+    keys = np.array([mix(key + high) for high in range(len(number) // 2**32 + 1)], np.uint64)
     keys = keys[(number >> np.uint64(32)).astype(np.intp)]
     before, between = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
     x = number.astype(np.uint32) ^ before

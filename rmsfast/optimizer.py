@@ -85,8 +85,8 @@ class RMSProp(Settings):
         else.
     state_dtype : {None, "bfloat16", "uint8"}, default None
         Store the state in fewer bytes: 2 or 1 in the place of 4 for each number; with "uint8", each block of 64 numbers
-        has one byte more for its scale. For float32, float16 and bfloat16 parameters. It cannot change once the group is
-        made.
+        has one byte more for its scale. For float32, float16 and bfloat16 parameters. It cannot change once the group
+        is made.
     master_weights : bool, default False
         Keep the exact float32 master of each float16 or bfloat16 parameter: in 16 more bits for bfloat16 (`remainder`),
         in a float32 array for float16 (`master`). The parameter is the master, rounded. It cannot change once the group
@@ -426,8 +426,8 @@ class RMSProp(Settings):
 
         Notes
         -----
-        `numpy.savez` writes the file, without pickles; bfloat16 arrays as their 16 bits, in uint16. A schedule of `rmsfast.schedules` is part of it. A callable of
-        your own is not, but that there was one is.
+        `numpy.savez` writes the file, without pickles; bfloat16 arrays as their 16 bits, in uint16. A schedule of
+        `rmsfast.schedules` is part of it. A callable of your own is not, but that there was one is.
 
         A process that is killed while it saves leaves a part of the new file beside the old one, under a name such as
         ``.rmsfast.0123456789abcdef.tmp``. Nothing reads such a file. You may delete it when no process saves there.

@@ -15,8 +15,8 @@ from rmsfast.settings import Array
 Settings = Mapping[str, Any]
 
 # One parameter in a step: its settings, the number of the step (1 for the first), its index; its arrays, as they are
-# stored: "w", those of the state by name, and perhaps "copy"; its gradient; and which elements the step updates, one part
-# after another. All arrays are flat, of real numbers; those of bfloat16 are uint16.
+# stored: "w", those of the state by name, and perhaps "copy"; its gradient; and which elements the step updates, one
+# part after another. All arrays are flat, of real numbers; those of bfloat16 are uint16.
 Parameter = tuple[Settings, int, int, dict[str, Array], Array, list[Any]]
 
 STATE = {"square_avg": "unsigned8", "grad_avg": "signed8", "momentum_buffer": "signed8"}  # and its format in 8 bits
@@ -77,9 +77,8 @@ def update_stored(arrays: dict[str, Array], g: Array, s: Settings, t: int, index
         name: (arrays[name] if kind is None else formats.load(kind, arrays[name], more[name]))[places]
         for name, kind in stored.items()
     }
-    w = numbers["w"]
-    v, m, b = (numbers.get(name) for name in STATE)
-    update(w, v, m, b, change(g, w, s), s, t)
+    w, v = numbers["w"], numbers["square_avg"]
+    update(w, v, numbers.get("grad_avg"), numbers.get("momentum_buffer"), change(g, w, s), s, t)
     for name, kind in stored.items():
         x = numbers[name]
         if kind is None:

@@ -32,8 +32,7 @@ def as_state_dict(taken: Snapshot) -> dict[str, Any]:
         for key in keys:
             for name, (dtype, shape) in layout(params[key], settings).items():
                 if name not in state[key]:  # the setting is new: the next step would begin with zeros
-                    order = "C" if params[key].flags.c_contiguous else "F"
-                    state[key][name] = np.zeros(shape, dtype, order)
+                    state[key][name] = np.zeros(shape, dtype, "C" if params[key].flags.c_contiguous else "F")
         if any(is_schedule(settings[name]) for name in SCHEDULED):
             settings["step"] = taken.steps
         for name in SCHEDULED:
@@ -48,8 +47,8 @@ def as_stored(
 ) -> dict[str, Array]:
     """Return the arrays of a loaded entry as the state of w with these settings stores them, or raise.
 
-    What is stored otherwise is converted. A state that has no master begins with the parameter as it is. One that is not
-    complete begins with zeros, but for v.
+    What is stored otherwise is converted. A state that has no master begins with the parameter as it is. One that is
+    not complete begins with zeros, but for v.
     """
     forms = layout(w, settings)
     arrays: dict[str, Array] = {}

@@ -53,7 +53,7 @@ cdef cnp.ndarray flat(a):
     return np.asarray(a).reshape(-1, order="A")
 
 
-def numbers_of(str format, stored, scale=None):
+def numbers_of(str kind, stored, scale=None):
     """Return the numbers that an array stores, as float32 in the same order, with the scales of its blocks if it has 8
     bits."""
     cdef cnp.ndarray data = flat(stored), more
@@ -62,12 +62,12 @@ def numbers_of(str format, stored, scale=None):
     if scale is not None:
         more = scale
         scales = cnp.PyArray_DATA(more)
-    load_numbers(FORMATS[format], <float *>cnp.PyArray_DATA(numbers), cnp.PyArray_DATA(data), scales,
+    load_numbers(FORMATS[kind], <float *>cnp.PyArray_DATA(numbers), cnp.PyArray_DATA(data), scales,
                  cnp.PyArray_SIZE(data))
     return numbers
 
 
-def store_in(str format, numbers, stored, scale=None):
+def store_in(str kind, numbers, stored, scale=None):
     """Store float32 numbers in an array of the same shape and order, rounded to nearest."""
     cdef cnp.ndarray data = flat(stored), more
     cdef cnp.ndarray x = np.require(flat(numbers), np.float32, ["C", "A"])
@@ -75,5 +75,5 @@ def store_in(str format, numbers, stored, scale=None):
     if scale is not None:
         more = scale
         scales = cnp.PyArray_DATA(more)
-    store_numbers(FORMATS[format], RMSFAST_NEAREST, cnp.PyArray_DATA(data), scales, cnp.PyArray_SIZE(data),
+    store_numbers(FORMATS[kind], RMSFAST_NEAREST, cnp.PyArray_DATA(data), scales, cnp.PyArray_SIZE(data),
                   <const float *>cnp.PyArray_DATA(x), NULL)
