@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -663,8 +664,11 @@ def test_damaged_states(rng, state, entry, name):
 # ---- Instruction sets ----
 
 
-def run_under(isa, *options):
-    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", *options, __file__]
+def run_under(isa, which):
+    """Run those tests of this file, and of that of copies, under an instruction set."""
+    options = ["-p", "no:cacheprovider", "-x", "-k", f"{which} and not instruction_set"]
+    files = [__file__, str(Path(__file__).with_name("test_mirror.py"))]
+    command = [sys.executable, "-P", "-m", "pytest", *options, *files]
     result = subprocess.run(command, env={**os.environ, "RMSFAST_ISA": isa}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     assert f", {isa}, " in result.stdout, "the header names it"
@@ -673,12 +677,12 @@ def run_under(isa, *options):
 @pytest.mark.thread_unsafe(reason="runs all other tests once more for each of the threads")
 @pytest.mark.parametrize("isa", rmsfast.config()["isas"])
 def test_instruction_sets(isa):
-    """Every pattern, kind of number and format under each of them. With -m slow, all the rest, too."""
-    run_under(isa, "-k", "every and not setting and not instruction_set")
+    """Every pattern, kind of number and format under each of them."""
+    run_under(isa, "every and not setting")
 
 
 @pytest.mark.slow
 @pytest.mark.thread_unsafe(reason="runs all other tests once more for each of the threads")
 @pytest.mark.parametrize("isa", rmsfast.config()["isas"])
-def test_everything_under_every_instruction_set(isa):
-    run_under(isa, "-k", "not instruction_set")
+def test_everything_under_each_instruction_set(isa):
+    run_under(isa, "test")
