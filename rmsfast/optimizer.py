@@ -426,8 +426,8 @@ class RMSProp(Settings):
 
         Notes
         -----
-        `numpy.savez` writes the file, without pickles; bfloat16 arrays as their 16 bits, in uint16. A schedule of `rmsfast.schedules` is part of it. A callable of
-        your own is not, but that there was one is.
+        `numpy.savez` writes the file, without pickles; bfloat16 arrays as their 16 bits, in uint16. A schedule of
+        `rmsfast.schedules` is part of it. A callable of your own is not, but that there was one is.
 
         A process that is killed while it saves leaves a part of the new file beside the old one, under a name such as
         ``.rmsfast.0123456789abcdef.tmp``. Nothing reads such a file. You may delete it when no process saves there.

@@ -1,4 +1,4 @@
-"""`rmsfast.torch.step_in_backward`: the same training, no gradients, and errors for the loops that it does not fit."""
+"""`rmsfast.torch.step_in_backward`: the same training, no gradients left, an error for a loop that it does not fit."""
 
 import copy
 import gc

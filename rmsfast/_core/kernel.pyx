@@ -316,12 +316,16 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
 cdef void store_numbers(int format, int rounding, void *data, void *more, Py_ssize_t n, const float *x,
                         uint16_t *random) noexcept nogil:
     """Store n numbers as a format says."""
+    cdef rmsfast_fpmode mode = rmsfast_fpmode_enter()
     isa.storage.store[rounding][format](data, more, 0, n, x, random)
+    rmsfast_fpmode_leave(mode)
 
 
 cdef void load_numbers(int format, float *x, const void *data, const void *more, Py_ssize_t n) noexcept nogil:
     """Bring back n numbers."""
+    cdef rmsfast_fpmode mode = rmsfast_fpmode_enter()
     isa.storage.load[format](x, data, more, 0, n)
+    rmsfast_fpmode_leave(mode)
 
 
 cdef void measure_item(const Work *work, const Item *item, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
