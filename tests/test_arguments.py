@@ -602,7 +602,7 @@ REFUSED_GRADS = {
     "integers": (with_grad(1, np.ones(7, int)), TypeError, "grads[1]: dtype int64, expected float64"),
     "objects": (with_grad(1, np.ones(7, object)), TypeError, "grads[1]: dtype object, expected float64"),
     "complex": (with_grad(1, np.ones(7, complex)), TypeError, "grads[1]: dtype complex128, expected float64"),
-    "integers": (with_grad(0, np.ones((5, 10), np.int16)), TypeError, "grads[0]: dtype int16, expected float32"),
+    "short integers": (with_grad(0, np.ones((5, 10), np.int16)), TypeError, "grads[0]: dtype int16, expected float32"),
     "longdouble": (with_grad(1, np.ones(7, np.longdouble)), TypeError, "expected float64"),
     "byte order": (with_grad(1, np.ones(7, ">f8")), TypeError, "grads[1]: dtype >f8, expected float64"),
     "list": (
