@@ -1,6 +1,7 @@
 """What the measurements look like: a table on the screen, JSON, Markdown, pictures, and the README's table."""
 
 import json
+import textwrap
 from pathlib import Path
 
 from rich.table import Table
@@ -180,7 +181,7 @@ def draw_roofline(report: dict, path: Path) -> None:
 
     roofline = report["roofline"]
     quiet = [point for point in roofline["points"] if not is_busy(point)]
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 5.5), layout="constrained")
     names = list(dict.fromkeys(name for point in quiet for name in point["seconds"]))
     for k, name in enumerate(names):
         points = [(p["size"], p["seconds"][name] / p["size"] * 1e9) for p in quiet if name in p["seconds"]]
@@ -202,7 +203,7 @@ def draw_roofline(report: dict, path: Path) -> None:
     title = f"Time per element, {roofline['dtype']}, {roofline['threads']} threads"
     axes.set(xlabel="elements of one parameter", ylabel="ns an element", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
-    figure.supxlabel(machine(report), fontsize=7)
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.supxlabel("\n".join(textwrap.wrap(machine(report), 130)), fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
