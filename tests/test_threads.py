@@ -453,6 +453,7 @@ WAIT = """
 import os, signal, threading, time
 import numpy as np
 import rmsfast
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 inside, end = threading.Event(), threading.Event()
 def schedule(step):
     inside.set()
