@@ -537,11 +537,12 @@ def test_what_cannot_move_is_refused():
     optimizer = ours.RMSprop(parameters(3))
     with pytest.raises(ValueError, match=r"state\[0\]: none yet"):
         ours.to_native(optimizer.state_dict())
-    half = ours.RMSprop(parameters(3, dtype=torch.bfloat16))
-    give_gradients(params_of(half))
-    half.step()
-    with pytest.raises(TypeError, match=r"state\[0\]\['square_avg'\]: torch.bfloat16"):
-        ours.to_native(half.state_dict())
+    give_gradients(params_of(optimizer))
+    optimizer.step()
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    state_dict["state"][0]["square_avg"] = torch.zeros(3, dtype=torch.float8_e5m2)
+    with pytest.raises(TypeError, match=r"state\[0\]\['square_avg'\]: torch.float8_e5m2"):
+        ours.to_native(state_dict)
     native = rmsfast.RMSProp(np.ones(3), lr=lambda step: 0.1)
     with pytest.raises(ValueError, match="a schedule"):
         ours.from_native(native.state_dict())
@@ -636,18 +637,17 @@ def test_layouts_of_parameters_and_gradients(value, grad, settings, looking, sho
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("settings", PLAIN, ids=str)
-def test_half_precision_goes_through_pytorchs_operations(dtype, settings):
+def test_half_precision_is_the_kernels(dtype, settings):
+    """tests/test_torch_formats.py has its bits. PyTorch's own rounds the state, too."""
     a, b = twins(ours.RMSprop, Theirs, (6, 5), (3,), dtype=dtype, eps=1e-2, foreach=False, **settings)
     step_both(a, b, 5)
-    if not settings.get("centered"):
-        for p, q in zip(params_of(a), params_of(b), strict=True):
-            assert torch.equal(p, q)
     assert_close(a, b, 0.05)
-    assert not is_native(a)
+    assert is_native(a)
 
 
 def test_kinds_are_told_apart_for_each_parameter():
-    params = [*parameters((3,), (4, 2)), *parameters((5,), dtype=torch.bfloat16), *parameters((2,))]
+    negative = torch.nn.Parameter(torch._neg_view(parameters((5,), dtype=torch.bfloat16)[0].detach()))
+    params = [*parameters((3,), (4, 2)), negative, *parameters((2,))]
     copies = [torch.nn.Parameter(p.detach().clone()) for p in params]
     a, b = ours.RMSprop(params, momentum=0.9), Theirs(copies, momentum=0.9)
     step_both(a, b, 4)
@@ -1353,7 +1353,7 @@ def test_one_step_clips_as_pytorchs_function_and_step_do():
 
 @pytest.mark.parametrize("clip", [{"clip_value": 0.3}, {"clip_norm": 0.5}, {"clip_global_norm": 0.7}])
 def test_parameters_that_are_not_for_the_kernel_take_part_in_clipping(clip):
-    """A bfloat16 parameter, and a view that stands for its negative; the norm is that of all."""
+    """A view that stands for its negative, beside a bfloat16 parameter; the norm is that of all."""
     exact = parameters((40,), (7,), (6,))
     mixed = [
         torch.nn.Parameter(exact[0].detach().clone()),
@@ -1367,7 +1367,7 @@ def test_parameters_that_are_not_for_the_kernel_take_part_in_clipping(clip):
             q.grad = p.grad.to(q.dtype)
         a.step()
         b.step()
-    assert [p.dtype for _, p, *_ in a._others] == [torch.float64, torch.bfloat16]
+    assert [p.dtype for _, p, *_ in a._others] == [torch.float64]
     for p, q in zip(mixed[:2], exact[:2], strict=True):
         assert (p - q).abs().max() < 1e-9
     assert (mixed[2].double() - exact[2]).abs().max() < 0.05
@@ -1376,7 +1376,7 @@ def test_parameters_that_are_not_for_the_kernel_take_part_in_clipping(clip):
 @pytest.mark.parametrize("bad", [0, 1])
 def test_nonfinite_gradients_raise_or_are_skipped_by_all_parameters(bad):
     """Those of the kernel and others: whichever has the number, none moves."""
-    w, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    w, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch._neg_view(-torch.ones(4)))
     optimizer = ours.RMSprop([w, half], nonfinite="raise")
     give_gradients([w])
     give_gradients([half])

@@ -67,13 +67,8 @@ print("done")
 """
 
 
-# PyTorch 2.5 has a libgomp from before OpenMP 5.0, of the name that every other one has: docs/wheels.md.
-too_old = pytest.mark.xfail(torch.__version__.startswith("2.5."), reason="needs a newer libgomp", strict=True)
-
-
-@pytest.mark.parametrize(
-    "first", ["rmsfast", "rmsfast.torch", "sklearn.cluster", "scipy.sparse", pytest.param("torch", marks=too_old)]
-)
+# PyTorch 2.5 has a libgomp from before OpenMP 5.0, of the name that every other one has.
+@pytest.mark.parametrize("first", ["rmsfast", "rmsfast.torch", "sklearn.cluster", "scipy.sparse", "torch"])
 def test_all_of_them_train_in_one_process(first):
     """In the bits of the reference; PyTorch's own rule rounds otherwise."""
     command = [sys.executable, "-P", "-c", PROGRAM, first]

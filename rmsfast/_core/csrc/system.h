@@ -76,13 +76,24 @@ static int rmsfast_prepare_fork(void) { return 1; }
 typedef int omp_pause_resource_t;
 enum { omp_pause_soft = 1 };
 #endif
-extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
 extern int __kmpc_global_thread_num(void *) __attribute__((weak));
 
-static int rmsfast_prepare_fork(void)
+#ifdef __GLIBC__
+/* By its name alone: a reference would also ask for the version of GCC 9's runtime, and none of this module could be loaded
+   where an older one of the same name came first, such as that in PyTorch 2.5. */
+#include <dlfcn.h>
+static int rmsfast_pause(void)
 {
-    return __kmpc_global_thread_num || (omp_pause_resource_all && omp_pause_resource_all(omp_pause_soft) == 0);
+    int (*pause)(omp_pause_resource_t);
+    *(void **)&pause = dlsym(RTLD_DEFAULT, "omp_pause_resource_all");
+    return pause != NULL && pause(omp_pause_soft) == 0;
 }
+#else
+extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
+static int rmsfast_pause(void) { return omp_pause_resource_all && omp_pause_resource_all(omp_pause_soft) == 0; }
+#endif
+
+static int rmsfast_prepare_fork(void) { return __kmpc_global_thread_num || rmsfast_pause(); }
 
 #else
 static int rmsfast_prepare_fork(void) { return omp_pause_resource_all(omp_pause_soft) == 0; }
