@@ -20,7 +20,6 @@ from torch.utils import _python_dispatch as modes
 
 from rmsfast import torch_formats as formats
 from rmsfast._core import tensors as _tensors
-from rmsfast._core.plan import STATE_NAMES
 from rmsfast._core.rows import SummedRows
 from rmsfast._core.threads import Lock, check_num_threads
 from rmsfast.settings import SETTINGS, check_formats
@@ -276,11 +275,8 @@ class RMSprop(torch.optim.RMSprop):
         # PyTorch made all floating state the parameter's dtype. What is stored in another lost its precision, or worse.
         packed = [index for group in loaded[-1]["param_groups"] for index in group["params"]]
         for index, p in zip(packed, (p for group in self.param_groups for p in group["params"]), strict=True):
-            for name, value in loaded[-1]["state"].get(index, {}).items():
-                if p.device.type != "cpu" or name not in STATE_NAMES or not torch.is_tensor(value):
-                    continue
-                if value.dtype != self.state[p][name].dtype:
-                    self.state[p][name] = value.detach().to(p.device, copy=True)
+            if p.device.type == "cpu" and p.dtype in (torch.float32, *formats.HALF):
+                formats.take_back(self.state[p], loaded[-1]["state"].get(index, {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the settings, which `torch.optim.RMSprop` loads as well; see `torch.optim.Optimizer`."""

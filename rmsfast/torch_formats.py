@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rmsfast._core.formats import SCALED, numbers_of, store_in
+from rmsfast._core.plan import STATE_NAMES
 from rmsfast.state import NUMBERS
 
 HALF = torch.float16, torch.bfloat16
@@ -77,6 +78,14 @@ def bring_in_form(p: Tensor, entry: dict[str, Any], settings: Mapping[str, Any])
         elif name not in entry or entry[name].shape != p.shape:
             begin = torch.zeros_like(p, dtype=torch.int16) if name == "remainder" else p.detach().to(torch.float32)
             entry[name] = begin.requires_grad_(False)
+
+
+def take_back(entry: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """Put saved state in the place of what PyTorch made of it, where it has another dtype: float64 becomes float32."""
+    for name, value in saved.items():
+        if name in STATE_NAMES and torch.is_tensor(value) and value.dtype != entry[name].dtype:
+            dtype = torch.float32 if value.dtype is torch.float64 else value.dtype
+            entry[name] = value.detach().to("cpu", dtype, copy=True)
 
 
 def as_numbers(kind: str, value: Tensor, scale: Tensor | None, p: Tensor) -> Tensor:

@@ -145,6 +145,21 @@ def test_state_becomes_that_of_numpys_optimizer_and_comes_back(dtype, formats):
         assert_same_bits(as_array(p), w)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_float64_state_becomes_float32(dtype):
+    params, optimizer = twins(dtype, {})
+    train(optimizer, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for entry in saved["state"].values():
+        entry["square_avg"] = entry["square_avg"].double()
+    other = RMSprop(parameters(dtype), lr=0.01, alpha=0.9)
+    other.load_state_dict(saved)
+    train(other, 1)
+    for p in other.param_groups[0]["params"]:
+        assert other.state[p]["square_avg"].dtype is torch.float32
+    assert not other._others
+
+
 def test_a_group_that_changes_its_format_is_converted():
     params, optimizer = twins(torch.float32, {})
     train(optimizer, 2)
