@@ -147,7 +147,7 @@ def test_state_becomes_that_of_numpys_optimizer_and_comes_back(dtype, formats):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_float64_state_becomes_float32(dtype):
-    params, optimizer = twins(dtype, {})
+    _, optimizer = twins(dtype, {})
     train(optimizer, 2)
     saved = copy.deepcopy(optimizer.state_dict())
     for entry in saved["state"].values():
