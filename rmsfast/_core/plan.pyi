@@ -2,7 +2,7 @@ from typing import Any
 
 from typing_extensions import disjoint_base
 
-STATE_NAMES: tuple[str, str, str]
+STATE_NAMES: tuple[str, ...]
 NONFINITE: list[str]
 __pyx_capi__: dict[str, object]
 
