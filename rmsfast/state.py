@@ -9,7 +9,17 @@ import numpy as np
 from rmsfast._core.formats import SCALED, is_half, layout, numbers_of, store_in
 from rmsfast._core.steps import ArrayFront, Snapshot
 from rmsfast.arguments import as_array
-from rmsfast.settings import SCHEDULED, Array, as_float, as_settings, check_together, count_of, is_own, is_schedule
+from rmsfast.settings import (
+    SCHEDULED,
+    Array,
+    as_float,
+    as_settings,
+    check_formats,
+    check_together,
+    count_of,
+    is_own,
+    is_schedule,
+)
 
 # The largest step count that can be loaded. PyTorch keeps counts as floats, and up to here each count is a float of its
 # own. The kernel's counter goes on from here for longer than any run.
@@ -88,10 +98,13 @@ def converted(
     if dtype == np.uint8:
         blocks = layout(w, {"state_dtype": "uint8", "master_weights": False, "centered": True, "momentum": 1})
         given = as_like(label, given, w, (dtype, w.shape))
-        scale = as_like(f"{label[:-2]}_scale']", scale, w, blocks[f"{name}_scale"])
-        if form[0] == np.uint8:
+        scale = np.ascontiguousarray(as_like(f"{label[:-2]}_scale']", scale, w, blocks[f"{name}_scale"]))
+        if not given.flags.c_contiguous and not given.flags.f_contiguous:
+            given = np.ascontiguousarray(given)
+        same_order = given.flags.c_contiguous if w.flags.c_contiguous else given.flags.f_contiguous
+        if form[0] == np.uint8 and same_order:
             return {name: given, f"{name}_scale": scale}
-        given = numbers_of(kind, in_order_of(w, given), scale)
+        given = numbers_of(kind, given, scale)  # the blocks go by the memory order of the codes
     elif scale is not None:
         raise ValueError(f"{label[:-2]}_scale']: scales beside numbers of {dtype}, expected none, or numbers of uint8")
     elif (dtype == np.uint16 or is_half(dtype)) and dtype != np.float16:
@@ -209,6 +222,7 @@ def as_restored(
             check_schedule(label, here[name], settings[i].get(name, here[name]), was_own)
         loaded = {**here, **settings[i]}
         check_together(loaded, f"param_groups[{i}]: ")
+        check_formats(loaded, groups[i]["params"], f"param_groups[{i}]: ")
         complete += [loaded] * len(expected)
         if "step" in group:
             count = as_count(f"param_groups[{i}]['step']", group["step"])

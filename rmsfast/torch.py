@@ -140,6 +140,7 @@ class RMSprop(torch.optim.RMSprop):
     """
 
     _rule: dict[str, Any] = OURS  # what a saved group means where it says nothing of a setting of ours
+    _index: int | None = None  # of an optimizer of one parameter, for steps in backward: its place in the whole one
     _backward: StepInBackward | None = None  # what updates the parameters in the place of `step`
 
     def __init__(
@@ -246,7 +247,8 @@ class RMSprop(torch.optim.RMSprop):
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         try:
-            check_formats(read_settings(added)[0], added["params"])
+            if self._index is None:
+                check_formats(read_settings(added)[0], added["params"])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -275,7 +277,7 @@ class RMSprop(torch.optim.RMSprop):
         # PyTorch made all floating state the parameter's dtype. What is stored in another lost its precision, or worse.
         packed = [index for group in loaded[-1]["param_groups"] for index in group["params"]]
         for index, p in zip(packed, (p for group in self.param_groups for p in group["params"]), strict=True):
-            if p.device.type == "cpu" and p.dtype in (torch.float32, *formats.HALF):
+            if p in self.state and p.device.type == "cpu" and p.dtype in (torch.float32, *formats.HALF):
                 formats.take_back(self.state[p], loaded[-1]["state"].get(index, {}))
 
     def state_dict(self) -> dict[str, Any]:
@@ -349,7 +351,9 @@ class RMSprop(torch.optim.RMSprop):
 
     def _optimizer_of(self, p: Tensor, group: Entry) -> "RMSprop":
         """Return an optimizer of one parameter alone, with the settings of its group, and its state."""
-        alone = RMSprop([{**{name: value for name, value in group.items() if name != "param_names"}, "params": [p]}])
+        alone = RMSprop.__new__(RMSprop)
+        alone._index = next(i for i, q in enumerate(q for each in self.param_groups for q in each["params"]) if q is p)
+        alone.__init__([{**{name: value for name, value in group.items() if name != "param_names"}, "params": [p]}])  # type: ignore[misc]
         if p in self.state:
             alone.state[p] = self.state[p]
         return alone
@@ -465,6 +469,8 @@ class RMSprop(torch.optim.RMSprop):
         natives: list[tuple[Tensor | None, ...] | bool | None] = []
         memory = []  # where each of the kernel's tensors begins and ends, and whose it is
         line = [(p, group) for group in self.param_groups for p in group["params"]]
+        for i, (p, group) in enumerate(line):  # before any state is converted
+            formats.check(p, i, read_settings(group)[0], True)
         for i, (p, group) in enumerate(line):
             if is_distributed(p) and any(asks_for_measures(other) for other in self.param_groups):
                 raise ValueError(
@@ -484,10 +490,14 @@ class RMSprop(torch.optim.RMSprop):
         farthest, owner = 0, -1
         for start, stop, i in sorted(memory):
             if start < farthest:  # not for threads that share the line of elements; PyTorch updates one after the other
+                for k in i, owner:
+                    formats.check(*line[k][:1], k, read_settings(line[k][1])[0], False)
                 natives[i] = natives[owner] = False
             if stop > farthest:
                 farthest, owner = stop, i
-        self._plan = _tensors.TensorPlan(self._lock, self.param_groups, self.state, natives, read_settings, self._plan)
+        self._plan = _tensors.TensorPlan(
+            self._lock, self.param_groups, self.state, natives, read_settings, self._plan, self._index or 0
+        )
         # A view refers to its base: PyTorch shows a tensor twice as fast to which C++ refers, too. Only step counts
         # have a view, because torch.utils.swap_tensors refuses tensors that others refer to.
         counts = [tensors[STEP] for tensors in natives if isinstance(tensors, tuple)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rmsfast._core.formats import SCALED, numbers_of, store_in
 from rmsfast._core.plan import STATE_NAMES
+from rmsfast._core.tensors import memory_of
 from rmsfast.state import NUMBERS
 
 HALF = torch.float16, torch.bfloat16
@@ -58,7 +59,8 @@ def bring_in_form(p: Tensor, entry: dict[str, Any], settings: Mapping[str, Any])
         dtype = dtype_of(name, p, settings)
         if not torch.is_tensor(value) or type(value) not in (Tensor, torch.nn.Parameter) or value.shape != p.shape:
             continue
-        if value.dtype == dtype and (scale is not None) == (dtype == torch.uint8):
+        check_scale(f"{name}_scale", scale, value)
+        if value.dtype == dtype and (value.stride() == p.stride() or dtype != torch.uint8):
             continue
         if value.device != p.device or not (value.dtype in STORED.values() or value.dtype in (torch.float32, *HALF)):
             continue
@@ -91,11 +93,27 @@ def take_back(entry: dict[str, Any], saved: Mapping[str, Any]) -> None:
 def as_numbers(kind: str, value: Tensor, scale: Tensor | None, p: Tensor) -> Tensor:
     """Return the numbers that a state tensor stores, as float32 that lies as p does."""
     numbers = torch.empty_like(p, dtype=torch.float32, requires_grad=False)
-    if value.dtype == torch.uint8 and scale is not None:
-        codes = torch.empty_like(p, dtype=torch.uint8, requires_grad=False).copy_(value)
-        flat(numbers)[:] = numbers_of(kind, flat(codes), scale.numpy())
-        return numbers
+    if value.dtype == torch.uint8 and scale is not None:  # the blocks go by the memory order of the codes
+        if memory_of(value) is None:
+            value = value.contiguous()
+        decoded = torch.empty_like(value, dtype=torch.float32)
+        flat(decoded)[:] = numbers_of(kind, flat(value), scale.numpy())
+        value = decoded
     return numbers.copy_(value)
+
+
+def check_scale(name: str, scale: Any, value: Tensor) -> None:
+    """Refuse scales that do not fit the elements of 8 bits that they belong to."""
+    if value.dtype != torch.uint8 and scale is None:
+        return
+    blocks = -(-value.numel() // SCALED)
+    is_plain = type(scale) is Tensor and scale.device.type == "cpu" and scale.layout is torch.strided
+    if value.dtype != torch.uint8 or not is_plain or scale.dtype != torch.uint8 or scale.shape != (blocks,):
+        came = f"{scale.dtype} of shape {tuple(scale.shape)}" if torch.is_tensor(scale) else type(scale).__name__
+        expected = f"torch.uint8 of shape ({blocks},)" if value.dtype == torch.uint8 else "none"
+        raise ValueError(f"state: {name}: {came}, expected {expected} beside {value.dtype} of {value.numel()} elements")
+    if not scale.is_contiguous():
+        raise ValueError(f"state: {name}: strides {scale.stride()}, expected contiguous elements: scale.contiguous()")
 
 
 def flat(tensor: Tensor) -> Array:

@@ -215,7 +215,9 @@ def as_gradient(p: Tensor, grad: Tensor) -> Tensor | SummedRows | None:
     if mine.layout is not torch.strided:
         return None
     check_memory(mine)
-    mine = as_plain(mine.resolve_conj().resolve_neg()).to(w.dtype)
+    mine = as_plain(mine.resolve_conj().resolve_neg())
+    if not {mine.dtype, w.dtype} - {torch.float32} < set(formats.HALF):  # float32 beside half of it is taken as it is
+        mine = mine.to(w.dtype)
     return mine.clone() if mine._is_zerotensor() else mine
 
 
@@ -292,6 +294,7 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], f
             p.mul_(1 - lr * settings["weight_decay"])
         else:
             grad = grad.add(p, alpha=settings["weight_decay"])
+    grad = grad.to(arrays["square_avg"].dtype)
     average = arrays["square_avg"].mul_(beta).addcmul_(grad, grad, value=1 - beta)
     correction = 1 / (1 - beta ** float(entry["step"])) if settings["bias_correction"] else 1.0
     if settings["bias_correction"]:

@@ -25,6 +25,7 @@ class TensorPlan(Plan):
         natives: Sequence[tuple[Any, ...] | bool | None],
         read_settings: Callable[[dict[str, Any]], tuple[dict[str, Any], bool]],
         older: TensorPlan | None,
+        first: int = 0,
     ) -> TensorPlan: ...
     def step(
         self,

@@ -274,6 +274,8 @@ cdef class TensorPlan(Plan):
         it.
     older : TensorPlan or None
         The plan before this one, from which it takes over what was learned about threads.
+    first : int
+        Where the first parameter stands among those that share random bits.
     """
     cdef Lock lock
     cdef list groups
@@ -294,7 +296,7 @@ cdef class TensorPlan(Plan):
     cdef Room room
 
     def __cinit__(self, Lock lock not None, list groups not None, state, list natives not None, read_settings,
-                  TensorPlan older):
+                  TensorPlan older, Py_ssize_t first=0):
         cdef Py_ssize_t i, k
         cdef Py_ssize_t *axes
         cdef Memory shown
@@ -351,7 +353,7 @@ cdef class TensorPlan(Plan):
                         spans.append((start, stop, OWNERS * i + (k + 1 if k < STEP else 0)))
             self.see_now(tensors[SQUARE_AVG], &shown)
             if is_half(self.records[i].shown.format) or is_half(shown.format) or shown.format == UINT8:
-                self.store(i, shown.format)
+                self.store(i, shown.format).parameter += first
         self.take_spans(spans)
         if older is not None:
             lock.acquire()
