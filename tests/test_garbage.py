@@ -388,7 +388,8 @@ def plain_gradient(value, w, own):
         return None
     a = memory(value)
     masked = isinstance(getattr(value, "values", value), np.ma.MaskedArray)
-    if a is None or masked or a.dtype != w.dtype or any(np.shares_memory(a, other) for other in own):
+    halves = {a.dtype, w.dtype} == {np.dtype("f2"), np.dtype("f4")} if a is not None else False
+    if a is None or masked or not (a.dtype == w.dtype or halves) or any(np.shares_memory(a, other) for other in own):
         return False
     if not isinstance(value, rmsfast.Rows):
         return a.copy() if a.shape == w.shape else False
