@@ -686,3 +686,32 @@ def test_instruction_sets(isa):
 @pytest.mark.parametrize("isa", rmsfast.config()["isas"])
 def test_everything_under_each_instruction_set(isa):
     run_under(isa, "test")
+
+
+@pytest.mark.parametrize("state_dtype", [None, "uint8"])
+def test_codes_are_loaded_into_another_memory_order(state_dtype):
+    rng = np.random.default_rng(0)
+    g = fleeting(rng, (40, 48), np.float32)
+    source = rmsfast.RMSProp(np.asfortranarray(np.ones((40, 48), np.float32)), state_dtype="uint8")
+    source.step(g)
+    saved = source.state_dict()["state"][0]
+    v = formats.load("unsigned8", saved["square_avg"].reshape(-1, order="F"), saved["square_avg_scale"])
+    v = v.reshape((40, 48), order="F")
+    saved["square_avg_scale"] = np.repeat(saved["square_avg_scale"], 2)[::2]  # with strides of its own
+    target = rmsfast.RMSProp(np.ones((40, 48), np.float32), state_dtype=state_dtype)
+    target.load_state_dict({"state": {0: saved}, "param_groups": target.state_dict()["param_groups"]})
+    loaded = target.state[0]["square_avg"]
+    if state_dtype == "uint8":
+        loaded = formats.load("unsigned8", loaded.reshape(-1), target.state[0]["square_avg_scale"]).reshape(40, 48)
+        assert (abs(loaded - v) <= 2.0**-4 * v + 2.0**-14 * v.max()).all()
+    else:
+        assert_same_bits(loaded, v)
+
+
+def test_settings_that_the_parameters_cannot_have_are_not_loaded():
+    source = rmsfast.RMSProp(np.ones(3, np.float16), rounding="stochastic").state_dict()
+    opt = rmsfast.RMSProp(np.ones(3, np.float32))
+    source["state"] = opt.state_dict()["state"]
+    with pytest.raises(ValueError, match=r"^param_groups\[0\]: rounding: 'stochastic' with float32 parameters"):
+        opt.load_state_dict(source)
+    assert opt.rounding == "nearest"

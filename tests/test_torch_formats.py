@@ -12,7 +12,7 @@ import rmsfast
 torch = pytest.importorskip("torch")
 bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
 
-from rmsfast.torch import RMSprop, RMSpropTFLike, from_native, to_native  # noqa: E402
+from rmsfast.torch import RMSprop, RMSpropTFLike, from_native, step_in_backward, to_native  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUNDED = [{}, {"master_weights": True}, {"rounding": "stochastic", "seed": 4}]
@@ -223,3 +223,54 @@ def test_a_parameter_that_cannot_have_the_format_is_refused_at_its_first_step(pa
         optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
     assert not any(optimizer.state[p] for p in params if p in optimizer.state)
+
+
+@pytest.mark.parametrize("scale", [torch.zeros(1, dtype=torch.uint8), torch.zeros(32, dtype=torch.int16), None])
+def test_scales_that_do_not_fit_are_refused(scale):
+    p = torch.nn.Parameter(torch.ones(32, 64))
+    optimizer = RMSprop([p], state_dtype="uint8")
+    train(optimizer, 1)
+    optimizer.state[p]["square_avg_scale"] = scale
+    if scale is None:
+        del optimizer.state[p]["square_avg_scale"]
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match=r"^state: square_avg_scale: .*, expected torch.uint8 of shape \(32,\)"):
+        train(optimizer, 1)
+    assert torch.equal(p, before)
+
+
+def test_codes_follow_a_parameter_into_another_memory_order():
+    p = torch.nn.Parameter(torch.ones(64, 8, 3, 3))
+    optimizer = RMSprop([p], lr=0.0, alpha=1.0, state_dtype="uint8")
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.state[p]["square_avg"].random_(0, 255, generator=torch.Generator().manual_seed(1))
+    optimizer.state[p]["square_avg_scale"].random_(100, 140, generator=torch.Generator().manual_seed(2))
+    before = to_numbers(optimizer, p).reshape(p.shape)
+    p.data = p.data.contiguous(memory_format=torch.channels_last)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    entry = optimizer.state[p]
+    codes = entry["square_avg"].permute(0, 2, 3, 1)  # in memory order
+    assert codes.is_contiguous()
+    after = rmsfast.formats.load("unsigned8", as_array(codes).reshape(-1), as_array(entry["square_avg_scale"]))
+    after = after.reshape(codes.shape).transpose(0, 3, 1, 2)
+    largest = before.max()  # numbers far below the largest of their new block are at its floor
+    assert (abs(after - before) <= 2.0**-3 * before + 2.0**-14 * largest).all()
+
+
+def test_a_group_of_several_dtypes_steps_in_backward_with_random_bits_of_each():
+    params = [torch.nn.Parameter(torch.ones(256, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32) * 2]
+    twin = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    settings = {"rounding": "stochastic", "lr": 1e-3}
+    inside, ordinary = RMSprop(params, **settings), RMSprop(twin, **settings)
+    step_in_backward(inside)
+    for _ in range(4):
+        for each in params, twin:
+            sum((p.float() * 1.5).sum() for p in each).backward()
+        for optimizer in inside, ordinary:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not torch.equal(params[0], params[2])
+    for p, q in zip(params, twin, strict=True):
+        assert_same_bits(as_array(p), as_array(q))
