@@ -469,8 +469,9 @@ class RMSprop(torch.optim.RMSprop):
         natives: list[tuple[Tensor | None, ...] | bool | None] = []
         memory = []  # where each of the kernel's tensors begins and ends, and whose it is
         line = [(p, group) for group in self.param_groups for p in group["params"]]
+        settings_of = {id(group): read_settings(group)[0] for group in self.param_groups}
         for i, (p, group) in enumerate(line):  # before any state is converted
-            formats.check(p, i, read_settings(group)[0], True)
+            formats.check(p, i, settings_of[id(group)], True)
         for i, (p, group) in enumerate(line):
             if is_distributed(p) and any(asks_for_measures(other) for other in self.param_groups):
                 raise ValueError(
@@ -481,7 +482,7 @@ class RMSprop(torch.optim.RMSprop):
                 natives.append(None)
                 continue
             check_memory(p)
-            settings, _ = read_settings(group)
+            settings = settings_of[id(group)]
             tensors = None if by_operations else as_native(p, self._state_of(p, group), settings)
             formats.check(p, i, settings, tensors is not None)
             natives.append(tensors or False)
@@ -491,7 +492,7 @@ class RMSprop(torch.optim.RMSprop):
         for start, stop, i in sorted(memory):
             if start < farthest:  # not for threads that share the line of elements; PyTorch updates one after the other
                 for k in i, owner:
-                    formats.check(*line[k][:1], k, read_settings(line[k][1])[0], False)
+                    formats.check(line[k][0], k, settings_of[id(line[k][1])], False)
                 natives[i] = natives[owner] = False
             if stop > farthest:
                 farthest, owner = stop, i

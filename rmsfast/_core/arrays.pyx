@@ -30,7 +30,7 @@ cnp.import_array()
 
 import numpy as np
 
-from rmsfast._core.formats import layout, numbers_of, store_in
+from rmsfast._core.formats import layout, store_in
 from rmsfast._core.plan import STATE_NAMES
 
 

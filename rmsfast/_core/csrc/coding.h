@@ -69,7 +69,7 @@ RMSFAST_INLINE WORDS NAME(finite)(FLOATS x)
     return size & LESS(size, ALL(INFINITE));
 }
 
-/* `half` is half of what is cut off; random bits are centered among the bits that are. */
+/* The bits without the CUT lowest, rounded: to nearest, or by 16 random bits, which are centered among those cut off. */
 RMSFAST_INLINE WORDS NAME(cut)(WORDS size, const int draws, WORDS random)
 {
     return (size + (draws ? random << (CUT - 16) | 1u << (CUT - 17) : ALL(1u << (CUT - 1)))) >> CUT;
