@@ -37,12 +37,17 @@ static int cpu_has_avx512(void) { return cpu_has(OSXSAVE_AVX_FMA_F16C, AVX2_BMI 
 
 #else
 
+#include <cpuid.h>
 #include <x86intrin.h>
 
-static int cpu_has_avx2(void)
+/* Clang's __builtin_cpu_supports of old (14, at least) does not know F16C. */
+static int cpu_has_f16c(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
 }
+
+static int cpu_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c(); }
 static int cpu_has_avx512(void) { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"); }
 
 #endif
