@@ -16,7 +16,7 @@ compile() {
     shift 2
     if [ $# -gt 1 ]; then wide=(-DRMSFAST_WIDE); fi
     for isa in "$@"; do
-        local -A extra=([baseline]="" [avx2]="-mavx2 -mfma" [avx512]="-mavx512f -mavx512vl -mprefer-vector-width=512")
+        local -A extra=([baseline]="" [avx2]="-mavx2 -mfma -mf16c" [avx512]="-mavx512f -mavx512vl -mprefer-vector-width=512")
         # shellcheck disable=SC2086
         "$compiler" "${flags[@]}" ${extra[$isa]} -c "$csrc/isa_$isa.c" -o "$program.$isa.o"
         objects+=("$program.$isa.o")
