@@ -28,11 +28,20 @@ cdef extern from "csrc/rmsfast.h" nogil:
     ctypedef void (*rmsfast_load)(float *x, const void *data, const void *more, Py_ssize_t start, Py_ssize_t n) noexcept
     ctypedef void (*rmsfast_store)(void *data, void *more, Py_ssize_t start, Py_ssize_t n, const float *x,
                                    const uint16_t *random) noexcept
-    ctypedef void (*rmsfast_randomize)(uint16_t *random, uint64_t key, Py_ssize_t start, Py_ssize_t n) noexcept
+    ctypedef struct rmsfast_stored:
+        void *data
+        void *more
+        int format
+        int draws
+        uint64_t key
+    int RMSFAST_COPY, RMSFAST_KINDS
+    ctypedef void (*rmsfast_update_stored)(const rmsfast_stored *numbers, Py_ssize_t length, const rmsfast_stored *grad,
+                                           Py_ssize_t place, Py_ssize_t n, rmsfast_update update,
+                                           const rmsfast_scalars *scalars) noexcept
     ctypedef struct rmsfast_storage:
         rmsfast_load load[7]
         rmsfast_store store[2][7]
-        rmsfast_randomize randomize
+        rmsfast_update_stored update
     uint64_t rmsfast_key(uint64_t seed, uint64_t parameter, uint64_t step, uint64_t stream)
     ctypedef struct rmsfast_isa:
         const char *name
@@ -40,6 +49,7 @@ cdef extern from "csrc/rmsfast.h" nogil:
         const rmsfast_stages *stages[3][2]
     const rmsfast_isa *rmsfast_usable_isa(int k)
     int rmsfast_choose_roots(rmsfast_stages *stages, const rmsfast_isa *isa)
+    int RMSFAST_STORED
     int RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV
     void RMSFAST_PREFETCH(const void *)
     void rmsfast_gather(void *out, const char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim,
@@ -70,7 +80,7 @@ OPENMP = HAS_OPENMP
 # ---- Instruction sets and roots: the choice is made once, here ----
 
 cdef const rmsfast_isa *isa = NULL
-cdef rmsfast_stages stages_of[2]     # float32, float64
+cdef rmsfast_stages stages_of[3]     # float32, float64, and float32 numbers that are not all stored as they are
 
 
 cdef tuple choose_isa(wanted):
@@ -96,14 +106,14 @@ ISA = isa.name.decode()
 
 cdef choose_root(wanted):
     """Take the fastest square root for each update, or the one called `wanted` for all. Returns its name."""
-    cdef int k, dtype
+    cdef int k
     names = [name for k, name in enumerate(("divider", "fma", "mixed")) if isa.stages[k][0] != NULL]
     if not wanted:
         return names[rmsfast_choose_roots(stages_of, isa)]
     if wanted not in names:
         raise ImportError(f"RMSFAST_ROOT: {wanted!r}, expected one that {ISA} has here: {', '.join(names)}")
-    for dtype in range(2):
-        stages_of[dtype] = isa.stages[<int>names.index(wanted)][dtype][0]
+    for k in range(RMSFAST_STORED + 1):
+        stages_of[k] = isa.stages[<int>names.index(wanted)][RMSFAST_FLOAT32 if k == RMSFAST_STORED else k][0]
     return wanted
 
 
@@ -192,24 +202,30 @@ cdef inline void erase(const Item *item, Py_ssize_t start, Py_ssize_t n) noexcep
 cdef struct Update:
     # The function that updates, and its numbers. They stay from item to item where nothing differs.
     const rmsfast_settings *settings
-    int dtype
+    int stages
     double clip_factor
     double correction
     rmsfast_scalars scalars
     rmsfast_update function
 
 
+cdef inline bint is_stored(const Item *item) noexcept nogil:
+    """Whether an item has numbers that are not stored as they are."""
+    return item.storage != NULL or item.gradient.format != RMSFAST_AS_THEY_ARE
+
+
 cdef inline void choose_update(Update *update, const Work *work, const Item *item) noexcept nogil:
     """Choose how to update an item, unless it is as the item before."""
     cdef const rmsfast_settings *s = &work.settings[item.group]
     cdef const Gradient *gradient = &item.gradient
-    cdef const rmsfast_stages *stages = &stages_of[item.dtype]
+    cdef int which = RMSFAST_STORED if is_stored(item) else item.dtype
+    cdef const rmsfast_stages *stages = &stages_of[which]
     cdef int more
-    if (update.settings == s and update.dtype == item.dtype and update.clip_factor == gradient.clip_factor
+    if (update.settings == s and update.stages == which and update.clip_factor == gradient.clip_factor
             and update.correction == item.correction):
         return
     update.settings = s
-    update.dtype = item.dtype
+    update.stages = which
     update.clip_factor = gradient.clip_factor
     update.correction = item.correction
     more = stages.form(&update.scalars, s, work.grad_scale, gradient.clip_factor, item.correction)
@@ -241,73 +257,29 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
         start += n
 
 
-cdef enum:
-    # Numbers that `update_stored` works on at a time, which fit in L1, and the most that it has at hand: a tile may begin and
-    # end inside of blocks.
-    STORED_TILE = 256
-    AT_HAND = STORED_TILE + 2 * SCALED
-
-
 cdef void update_stored(const Work *work, const Item *item, const Update *update, Py_ssize_t start,
                         Py_ssize_t stop) noexcept nogil:
-    """As `update_item`, where numbers are not stored as they are: bring a tile's numbers, update, store them.
-
-    Numbers of 8 bits are stored by whole blocks, because a block's scale may change. The elements of a block that this
-    step does not update keep their values, except those that fall below the block's range.
-    """
-    cdef float at_hand[NUMBERS + 2][AT_HAND]
-    cdef uint16_t random[AT_HAND]
-    cdef float gathered[STORED_TILE]
+    """As `update_item`, where numbers are not stored as they are."""
+    cdef double gathered[TILE]
+    cdef rmsfast_stored numbers[5]
+    cdef rmsfast_stored grad
     cdef const Storage *storage = &AS_THEY_ARE if item.storage == NULL else item.storage
-    cdef const rmsfast_storage *formats = isa.storage
-    cdef float *w
-    cdef float *numbers[NUMBERS]
-    cdef Py_ssize_t n, size, place, first, around, begin, length
-    cdef const char *g
-    cdef bint scaled
+    cdef Py_ssize_t most = stop if item.gradient.direct and not work.zero_grads else TILE
+    cdef Py_ssize_t n, place
     cdef int k
-    cdef uint64_t keys[1 + NUMBERS]
-    for k in range(1 + NUMBERS):
-        keys[k] = rmsfast_key(storage.seed, storage.parameter, storage.step, k) if storage.draws else 0
+    numbers[0] = rmsfast_stored(
+        item.w, item.state[MASTER if storage.w == RMSFAST_MASTERED else REMAINDER], storage.w, storage.draws_w,
+        rmsfast_key(storage.seed, storage.parameter, storage.step, 0) if storage.draws_w else 0)
+    for k in range(NUMBERS):
+        numbers[1 + k] = rmsfast_stored(
+            item.state[k], item.state[SCALES + k], storage.state[k] if item.state[k] != NULL else RMSFAST_AS_THEY_ARE, True,
+            rmsfast_key(storage.seed, storage.parameter, storage.step, 1 + k) if storage.draws else 0)
+    numbers[4] = rmsfast_stored(storage.copy, NULL, storage.mirror, False, 0)
+    grad = rmsfast_stored(NULL, NULL, item.gradient.format, False, 0)
     while start < stop:
-        n = min(<Py_ssize_t>STORED_TILE, stop - start)
-        g = bring_in(item, start, &n, &place, gathered)
-        around = place % SCALED     # elements before the first one, in its block
-        first = place - around
-        size = min((around + n + SCALED - 1) // SCALED * SCALED, item.n - first)
-        if item.gradient.format != RMSFAST_AS_THEY_ARE:
-            formats.load[item.gradient.format](at_hand[NUMBERS], g, NULL, 0, n)
-            g = <const char *>at_hand[NUMBERS]
-        w = <float *>item.w + place
-        if storage.w != RMSFAST_AS_THEY_ARE:
-            w = at_hand[NUMBERS + 1]
-            formats.load[storage.w](w, item.w, item.state[MASTER if storage.w == RMSFAST_MASTERED else REMAINDER],
-                                    place, n)
-        for k in range(NUMBERS):
-            numbers[k] = NULL if item.state[k] == NULL else <float *>item.state[k] + place
-            if storage.state[k] != RMSFAST_AS_THEY_ARE and item.state[k] != NULL:
-                scaled = storage.state[k] != RMSFAST_BFLOAT16
-                numbers[k] = at_hand[k] + around
-                begin = first if scaled else place
-                formats.load[storage.state[k]](numbers[k] - (place - begin), item.state[k], item.state[SCALES + k],
-                                               begin, size if scaled else n)
-        update.function(w, numbers[SQUARE_AVG], numbers[GRAD_AVG], numbers[MOMENTUM_BUFFER], g, n, &update.scalars)
-        for k in range(NUMBERS):
-            if storage.state[k] != RMSFAST_AS_THEY_ARE and item.state[k] != NULL:
-                scaled = storage.state[k] != RMSFAST_BFLOAT16
-                formats.randomize(random, keys[1 + k], first, size)
-                begin = first if scaled else place
-                length = size if scaled else n
-                formats.store[RMSFAST_STOCHASTIC][storage.state[k]](
-                    item.state[k], item.state[SCALES + k], begin, length, numbers[k] - (place - begin),
-                    random + (begin - first))
-        if storage.w != RMSFAST_AS_THEY_ARE:
-            if storage.draws_w:
-                formats.randomize(random, keys[0], first, size)
-            formats.store[storage.draws_w][storage.w](
-                item.w, item.state[MASTER if storage.w == RMSFAST_MASTERED else REMAINDER], place, n, w, random + around)
-        if storage.copy != NULL:
-            formats.store[RMSFAST_NEAREST][storage.mirror](storage.copy, NULL, place, n, w, NULL)
+        n = min(most, stop - start)
+        grad.data = <void *>bring_in(item, start, &n, &place, gathered)
+        isa.storage.update(numbers, item.n, &grad, place, n, update.function, &update.scalars)
         if work.zero_grads:
             erase(item, start, n)
         start += n
@@ -386,10 +358,10 @@ cdef void work_stretch(const Work *work, size_t start, size_t stop) noexcept nog
             last = cut(item, begin, stop)
             if work.blocks == NULL:
                 choose_update(&update, work, item)
-                if item.storage == NULL and item.gradient.format == RMSFAST_AS_THEY_ARE:
-                    update_item(work, item, &update, first, last)
-                else:
+                if is_stored(item):
                     update_stored(work, item, &update, first, last)
+                else:
+                    update_item(work, item, &update, first, last)
             elif work.measure_all or asks_for_measures(&work.settings[item.group]):
                 measure_item(work, item, first, last)
         begin = item.gradient.end

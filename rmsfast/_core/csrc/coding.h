@@ -1,8 +1,6 @@
 /* What the numbers of a pack are as elements of each format. formats.h includes this file twice: for the packs of pack.h, and
-   for one number, to finish with. WORDS are as many unsigned integers of 32 bits as FLOATS has numbers. A comparison has
-   all bits where it holds. */
-
-#define EITHER(holds, x, y) (((holds) & (x)) | (~(holds) & (y)))
+   for one number, to finish with. WORDS are as many unsigned integers of 32 bits as FLOATS has numbers. LESS takes those
+   below 2³¹; EITHER(mask, x, y) has x where the comparison holds, and y elsewhere. */
 
 /* ---- float16 ---- */
 
@@ -31,8 +29,9 @@ RMSFAST_INLINE WORDS NAME(as_half)(FLOATS x)
 
 RMSFAST_INLINE WORDS NAME(towards_half)(FLOATS x, WORDS random)
 {
-    const WORDS bits = BITS(x), size = bits & MAGNITUDE, is_small = LESS(size, ALL(113u << 23));
-    const WORDS small = (AS_WORDS(NUMBERS(is_small & size) * 0x1p40f) + random) >> 16;
+    const WORDS bits = BITS(x), size = bits & MAGNITUDE;
+    const MASK is_small = LESS(size, ALL(113u << 23));
+    const WORDS small = (AS_WORDS(NUMBERS(EITHER(is_small, size, ALL(0))) * 0x1p40f) + random) >> 16;
     const WORDS usual = (size + (random >> 3) - (112u << 23)) >> 13;
     return NAME(finish_half)(EITHER(is_small, small, usual), bits, size);
 }
@@ -42,23 +41,20 @@ RMSFAST_INLINE WORDS NAME(towards_half)(FLOATS x, WORDS random)
 /* Bits of which the upper half is a NaN as they are. */
 RMSFAST_INLINE WORDS NAME(to_cut)(FLOATS x)
 {
-    const WORDS bits = BITS(x);
-    return EITHER(LESS(ALL(INFINITE), bits & MAGNITUDE), ALL(A_NAN), bits);
+    return EITHER(IS_NAN(x), ALL(A_NAN), BITS(x));
 }
 
-RMSFAST_INLINE WORDS NAME(as_upper)(FLOATS x)
-{
-    const WORDS bits = NAME(to_cut)(x);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
+/* The upper half of bits that can be cut. */
+RMSFAST_INLINE WORDS NAME(as_upper)(WORDS bits) { return (bits + 0x7fff + (bits >> 16 & 1)) >> 16; }
+RMSFAST_INLINE WORDS NAME(away_from_zero)(WORDS bits) { return (bits + 0x8000) >> 16; }
+RMSFAST_INLINE WORDS NAME(towards_upper)(WORDS bits, WORDS random) { return (bits + random) >> 16; }
 
-RMSFAST_INLINE WORDS NAME(towards_upper)(FLOATS x, WORDS random) { return (NAME(to_cut)(x) + random) >> 16; }
-
-/* No smaller bits belong to a zero, which the user may have written, than its own. */
+/* `rest` has a sign. No smaller bits belong to a zero, which the user may have written, than its own: the sum would wrap
+   around to bits that no other master has. */
 RMSFAST_INLINE FLOATS NAME(joined)(WORDS upper, WORDS rest)
 {
-    const WORDS is_negative = 0 - (rest >> 15), is_zero = LESS(upper & 0x7fff, ALL(1));
-    return NUMBERS((upper << 16) + (~(is_zero & is_negative) & (rest - (is_negative & 0x10000))));
+    const WORDS bits = (upper << 16) + rest;
+    return NUMBERS(EITHER(LESS(ALL(0x7fff7fff), bits & MAGNITUDE), upper << 16, bits));
 }
 
 /* ---- 8 bits. A number's `exponent` is that of its block's smallest power of two ---- */
@@ -66,24 +62,25 @@ RMSFAST_INLINE FLOATS NAME(joined)(WORDS upper, WORDS rest)
 RMSFAST_INLINE WORDS NAME(finite)(FLOATS x)
 {
     const WORDS size = BITS(x) & MAGNITUDE;
-    return size & LESS(size, ALL(INFINITE));
+    return EITHER(LESS(size, ALL(INFINITE)), size, ALL(0));
 }
 
 /* The bits without the CUT lowest, rounded: to nearest, or by 16 random bits, which are centered among those cut off. */
 RMSFAST_INLINE WORDS NAME(cut)(WORDS size, const int draws, WORDS random)
 {
-    return (size + (draws ? random << (CUT - 16) | 1u << (CUT - 17) : ALL(1u << (CUT - 1)))) >> CUT;
+    return draws ? (size + (1u << (CUT - 17)) + (random << (CUT - 16))) >> CUT : (size + (1u << (CUT - 1))) >> CUT;
 }
 
-RMSFAST_INLINE FLOATS NAME(of_unsigned8)(WORDS code, uint32_t exponent)
+RMSFAST_INLINE FLOATS NAME(of_unsigned8)(WORDS code, WORDS exponent)
 {
-    return NUMBERS((code + (exponent << MANTISSA)) << CUT);
+    return NUMBERS((code << CUT) + (exponent << 23));
 }
 
-RMSFAST_INLINE WORDS NAME(as_unsigned8)(FLOATS x, uint32_t exponent, const int draws, WORDS random)
+/* Of bits without a sign, at most those of the largest element. */
+RMSFAST_INLINE WORDS NAME(as_unsigned8)(WORDS size, WORDS exponent, const int draws, WORDS random)
 {
-    const WORDS cut = NAME(cut)(BITS(x) & MAGNITUDE, draws, random), least = ALL(exponent << MANTISSA);
-    return LOWER(HIGHER(cut, least) - least, ALL(255));
+    const WORDS least = exponent << 23;
+    return NAME(cut)(HIGHER(size, least) - least, draws, random);
 }
 
 RMSFAST_INLINE FLOATS NAME(of_signed8)(WORDS code, uint32_t exponent)
@@ -93,14 +90,13 @@ RMSFAST_INLINE FLOATS NAME(of_signed8)(WORDS code, uint32_t exponent)
     return NUMBERS(EITHER(LESS(size, ALL(1 << MANTISSA)), small, usual) | (code & 128) << 24);
 }
 
-RMSFAST_INLINE WORDS NAME(as_signed8)(FLOATS x, uint32_t exponent, const int draws, WORDS random)
+RMSFAST_INLINE WORDS NAME(as_signed8)(WORDS bits, uint32_t exponent, const int draws, WORDS random)
 {
     const float units_16 = float_of((254 + 16 + MANTISSA - exponent) << 23); /* 2¹⁶ over the spacing of small numbers */
-    const WORDS bits = BITS(x), size = bits & MAGNITUDE, is_small = LESS(size, ALL(exponent << 23));
-    const WORDS small = (AS_WORDS(NUMBERS(is_small & size) * units_16) + (draws ? random : ALL(0x8000))) >> 16;
+    const WORDS size = bits & MAGNITUDE;
+    const MASK is_small = LESS(size, ALL(exponent << 23));
+    const WORDS small = (AS_WORDS(NUMBERS(EITHER(is_small, size, ALL(0))) * units_16) + (draws ? random : ALL(0x8000))) >> 16;
     const WORDS usual = NAME(cut)(size, draws, random) - ((exponent - 1) << MANTISSA);
-    const WORDS is_number = LESS(size, ALL(INFINITE + 1));
-    return LOWER(EITHER(is_small, small, usual), ALL(127)) | (bits >> 24 & 128 & is_number);
+    const WORDS sign = EITHER(LESS(ALL(INFINITE), size), ALL(0), bits >> 24 & 128);
+    return LOWER(EITHER(is_small, small, usual), ALL(127)) | sign;
 }
-
-#undef EITHER

@@ -80,6 +80,7 @@ static const double MOST = 0.95;
 typedef union {
     float of_float32[ELEMENTS + 208];
     double of_float64[ELEMENTS / 2 + 104];
+    uint16_t of_bfloat16[2 * ELEMENTS + 416];
 } numbers;
 enum { W, V, M, B, G, ARRAYS };
 
@@ -95,10 +96,19 @@ static void fill(numbers arrays[ARRAYS], int dtype)
         }
 }
 
-/* The ticks of the plain rule, or of the one with the most to do, with roots that are listed up to RMSFAST_ROOTS. */
-static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dtype, int most, const int *roots,
+enum { PLAIN, MOST_TO_DO, STORED };
+
+/* The ticks of the plain rule, of the one with the most to do, or of the plain one with all numbers stored as bfloat16, with
+   roots that are listed up to RMSFAST_ROOTS. */
+static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dtype, int what, const int *roots,
                     numbers a[ARRAYS])
 {
+    const int most = what == MOST_TO_DO;
+    const rmsfast_stored stored[RMSFAST_KINDS] = {
+        {.data = &a[W], .format = RMSFAST_BFLOAT16, .draws = 1},
+        {.data = &a[V], .format = RMSFAST_BFLOAT16, .draws = 1},
+    };
+    const rmsfast_stored grad = {.data = &a[G], .format = RMSFAST_BFLOAT16};
     const rmsfast_settings settings = {
         .lr = 1e-3,
         .beta = 0.9,
@@ -116,16 +126,28 @@ static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dty
             const rmsfast_update update =
                 isa->stages[roots[k]][dtype]->update[most][most ? RMSFAST_NESTEROV : RMSFAST_NO_MOMENTUM][most];
             const unsigned long long start = __rdtsc();
-            update(&a[W], &a[V], &a[M], &a[B], &a[G], ELEMENTS >> dtype, &scalars);
+            if (what == STORED)
+                isa->storage->update(stored, ELEMENTS, &grad, 0, ELEMENTS, update, &scalars);
+            else
+                update(&a[W], &a[V], &a[M], &a[B], &a[G], ELEMENTS >> dtype, &scalars);
             const double ticks = (double)(__rdtsc() - start);
             if (round == 0 || ticks < least[roots[k]])
                 least[roots[k]] = ticks;
         }
 }
 
+/* The faster of the roots that are not the divider's. */
+static int faster(const double ticks[RMSFAST_ROOTS])
+{
+    return ticks[RMSFAST_FMA] < ticks[RMSFAST_MIXED] ? RMSFAST_FMA : RMSFAST_MIXED;
+}
+
+static const int all_roots[] = {RMSFAST_DIVIDER, RMSFAST_FMA, RMSFAST_MIXED, RMSFAST_ROOTS};
+
 /* The more operations an update has beside root and quotient, the less there is to gain. So the updates with the fewest and
-   with the most are measured; for those between, the ratio of times is taken to grow with the number of operations. */
-int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_isa *isa)
+   with the most are measured; for those between, the ratio of times is taken to grow with the number of operations. Where
+   numbers are stored otherwise, to load and store is most of the work, whatever the update. */
+int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_STORED + 1], const rmsfast_isa *isa)
 {
     static const int of_momentum[] = {0, 3, 5}, of_centered = 6, of_more = 8, of_all = 5 + 6 + 8;
     _Alignas(64) numbers arrays[ARRAYS];
@@ -138,13 +160,13 @@ int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_is
         int root = RMSFAST_DIVIDER;
         fill(arrays, dtype);
         for (int attempt = 0; attempt < 2 && low >= MOST; attempt++) { /* one may have been disturbed */
-            measure(plain, isa, dtype, 0, (int[]){RMSFAST_DIVIDER, RMSFAST_FMA, RMSFAST_MIXED, RMSFAST_ROOTS}, arrays);
-            root = plain[RMSFAST_FMA] < plain[RMSFAST_MIXED] ? RMSFAST_FMA : RMSFAST_MIXED;
+            measure(plain, isa, dtype, PLAIN, all_roots, arrays);
+            root = faster(plain);
             low = plain[root] / plain[RMSFAST_DIVIDER];
         }
         if (low >= MOST)
             continue;
-        measure(most, isa, dtype, 1, (int[]){RMSFAST_DIVIDER, root, RMSFAST_ROOTS}, arrays);
+        measure(most, isa, dtype, MOST_TO_DO, (int[]){RMSFAST_DIVIDER, root, RMSFAST_ROOTS}, arrays);
         const double high = most[root] / most[RMSFAST_DIVIDER];
         for (int centered = 0; centered < 2; centered++)
             for (int momentum = 0; momentum < RMSFAST_MOMENTA; momentum++)
@@ -157,15 +179,26 @@ int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_is
         if (dtype == RMSFAST_FLOAT32)
             of_plain = root;
     }
+    stages[RMSFAST_STORED] = *isa->stages[RMSFAST_DIVIDER][RMSFAST_FLOAT32];
+    if (of_plain != RMSFAST_DIVIDER) {
+        double stored[RMSFAST_ROOTS];
+        for (int k = 0; k < ARRAYS; k++)
+            for (int i = 0; i < ELEMENTS; i++)
+                arrays[k].of_bfloat16[i] = 0x3dcd; /* 0.1 */
+        measure(stored, isa, RMSFAST_FLOAT32, STORED, all_roots, arrays);
+        const int root = faster(stored);
+        if (stored[root] < MOST * stored[RMSFAST_DIVIDER])
+            stages[RMSFAST_STORED] = *isa->stages[root][RMSFAST_FLOAT32];
+    }
     return of_plain;
 }
 
 #else
 
-int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_isa *isa)
+int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_STORED + 1], const rmsfast_isa *isa)
 {
-    for (int dtype = 0; dtype < RMSFAST_DTYPES; dtype++)
-        stages[dtype] = *isa->stages[RMSFAST_DIVIDER][dtype];
+    for (int k = 0; k <= RMSFAST_STORED; k++)
+        stages[k] = *isa->stages[RMSFAST_DIVIDER][k == RMSFAST_STORED ? RMSFAST_FLOAT32 : k];
     return RMSFAST_DIVIDER;
 }
 

@@ -30,7 +30,10 @@ enum { MANTISSA = 4, CUT = 23 - MANTISSA }; /* bits of mantissa in an element of
 #define BITS(x) bits_of(x)
 #define NUMBERS(words) float_of(words)
 #define ALL(word) ((uint32_t)(word))
-#define LESS(x, y) (0u - (uint32_t)((x) < (y)))
+#define MASK int
+#define LESS(x, y) ((x) < (y))
+#define IS_NAN(x) ((x) != (x))
+#define EITHER(mask, x, y) ((mask) ? (x) : (y))
 #define LOWER(x, y) ((x) < (y) ? (x) : (y))
 #define HIGHER(x, y) ((x) > (y) ? (x) : (y))
 #define AS_FLOATS(words) ((float)(int32_t)(words))
@@ -42,77 +45,14 @@ enum { MANTISSA = 4, CUT = 23 - MANTISSA }; /* bits of mantissa in an element of
 #undef BITS
 #undef NUMBERS
 #undef ALL
+#undef MASK
 #undef LESS
+#undef IS_NAN
+#undef EITHER
 #undef LOWER
 #undef HIGHER
 #undef AS_FLOATS
 #undef AS_WORDS
-
-#if VECTOR_BITS
-typedef uint32_t words __attribute__((vector_size(VECTOR_BITS / 8)));
-typedef int32_t integers __attribute__((vector_size(VECTOR_BITS / 8)));
-enum { PACK = VECTOR_BITS / 32 };
-#if VECTOR_BITS == 512
-#define WORD(name) _mm512_##name
-typedef __m512i word_pack;
-#define WIDEN_HALF(h) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h)))
-#define NARROW_HALF(h, x) _mm256_storeu_si256((__m256i *)(h), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT))
-#define WIDEN_16(p) ((words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))))
-#define NARROW_16(p, w) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtepi32_epi16((__m512i)(w)))
-#define WIDEN_8(p) ((words)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))
-#define NARROW_8(p, w) _mm_storeu_si128((__m128i *)(p), _mm512_cvtepi32_epi8((__m512i)(w)))
-#define HALVES(x) ((words)_mm512_cvtepu16_epi32(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)))
-#define LARGEST_WORD(words) _mm512_reduce_max_epu32((__m512i)(words))
-#else
-#define WORD(name) _mm256_##name
-#define LARGEST_WORD(words) largest_word((__m256i)(words))
-typedef __m256i word_pack;
-#define WIDEN_HALF(h) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h)))
-#define NARROW_HALF(h, x) _mm_storeu_si128((__m128i *)(h), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT))
-#define WIDEN_16(p) ((words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))))
-#define NARROW_16(p, w) _mm_storeu_si128((__m128i *)(p), narrow_16((__m256i)(w)))
-#define WIDEN_8(p) ((words)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
-#define NARROW_8(p, w) _mm_storel_epi64((__m128i *)(p), _mm_packus_epi16(narrow_16((__m256i)(w)), _mm_setzero_si128()))
-#define HALVES(x) ((words)_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)))
-RMSFAST_INLINE uint32_t largest_word(__m256i words)
-{
-    __m128i most = _mm_max_epu32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    most = _mm_max_epu32(most, _mm_shuffle_epi32(most, _MM_SHUFFLE(1, 0, 3, 2)));
-    most = _mm_max_epu32(most, _mm_shuffle_epi32(most, _MM_SHUFFLE(2, 3, 0, 1)));
-    return (uint32_t)_mm_cvtsi128_si32(most);
-}
-RMSFAST_INLINE __m128i narrow_16(__m256i words)
-{
-    const __m256i low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
-    return _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
-}
-#endif
-
-#define NAME(what) what##_pack
-#define FLOATS pack_float32
-#define WORDS words
-#define BITS(x) ((words)(x))
-#define NUMBERS(words) ((pack_float32)(words))
-#define ALL(word) ((words){0} + (uint32_t)(word))
-#define LESS(x, y) ((words)((x) < (y)))
-#define LOWER(x, y) ((words)WORD(min_epu32)((word_pack)(x), (word_pack)(y)))
-#define HIGHER(x, y) ((words)WORD(max_epu32)((word_pack)(x), (word_pack)(y)))
-#define AS_FLOATS(words) WORD(cvtepi32_ps)((word_pack)(words))
-#define AS_WORDS(floats) ((words)WORD(cvttps_epi32)(floats))
-#include "coding.h"
-
-/* What is done for packs, then what is done for single numbers, at element i. */
-#define FOR_EACH(n, packs, ones)                                                                                       \
-    ptrdiff_t i = 0;                                                                                                   \
-    for (; i <= (n) - PACK; i += PACK)                                                                                 \
-        packs;                                                                                                         \
-    for (; i < (n); i++)                                                                                               \
-        ones
-#else
-#define FOR_EACH(n, packs, ones)                                                                                       \
-    for (ptrdiff_t i = 0; i < (n); i++)                                                                                \
-        ones
-#endif
 
 #define LOAD(format)                                                                                                   \
     static void load_##format(float *RMSFAST_RESTRICT x, const void *RMSFAST_RESTRICT data,                            \
@@ -120,31 +60,31 @@ RMSFAST_INLINE __m128i narrow_16(__m256i words)
 #define STORE(name)                                                                                                    \
     static void name(void *RMSFAST_RESTRICT data, void *RMSFAST_RESTRICT more, ptrdiff_t start, ptrdiff_t n,           \
                      const float *RMSFAST_RESTRICT x, const uint16_t *RMSFAST_RESTRICT random)
-#define PUT(y, pack) OP_float32(storeu)(y, pack)
-#define GET(x) OP_float32(loadu)(x)
 
-/* ---- float16: the CPU's own conversion, where it has one ---- */
+/* ---- float16 ---- */
 
 LOAD(float16)
 {
     const uint16_t *h = (const uint16_t *)data + start;
     (void)more;
-    FOR_EACH(n, PUT(x + i, WIDEN_HALF(h + i)), x[i] = of_half_one(h[i]));
+    for (ptrdiff_t i = 0; i < n; i++)
+        x[i] = of_half_one(h[i]);
 }
 
 STORE(store_float16)
 {
     uint16_t *h = (uint16_t *)data + start;
     (void)more, (void)random;
-    FOR_EACH(n, NARROW_HALF(h + i, GET(x + i)), h[i] = (uint16_t)as_half_one(x[i]));
+    for (ptrdiff_t i = 0; i < n; i++)
+        h[i] = (uint16_t)as_half_one(x[i]);
 }
 
 STORE(draw_float16)
 {
     uint16_t *h = (uint16_t *)data + start;
     (void)more;
-    FOR_EACH(n, NARROW_16(h + i, towards_half_pack(GET(x + i), WIDEN_16(random + i))),
-             h[i] = (uint16_t)towards_half_one(x[i], random[i]));
+    for (ptrdiff_t i = 0; i < n; i++)
+        h[i] = (uint16_t)towards_half_one(x[i], random[i]);
 }
 
 /* ---- bfloat16 ---- */
@@ -153,22 +93,24 @@ LOAD(bfloat16)
 {
     const uint16_t *h = (const uint16_t *)data + start;
     (void)more;
-    FOR_EACH(n, PUT(x + i, NUMBERS(WIDEN_16(h + i) << 16)), x[i] = float_of((uint32_t)h[i] << 16));
+    for (ptrdiff_t i = 0; i < n; i++)
+        x[i] = float_of((uint32_t)h[i] << 16);
 }
 
 STORE(store_bfloat16)
 {
     uint16_t *h = (uint16_t *)data + start;
     (void)more, (void)random;
-    FOR_EACH(n, NARROW_16(h + i, as_upper_pack(GET(x + i))), h[i] = (uint16_t)as_upper_one(x[i]));
+    for (ptrdiff_t i = 0; i < n; i++)
+        h[i] = (uint16_t)as_upper_one(to_cut_one(x[i]));
 }
 
 STORE(draw_bfloat16)
 {
     uint16_t *h = (uint16_t *)data + start;
     (void)more;
-    FOR_EACH(n, NARROW_16(h + i, towards_upper_pack(GET(x + i), WIDEN_16(random + i))),
-             h[i] = (uint16_t)towards_upper_one(x[i], random[i]));
+    for (ptrdiff_t i = 0; i < n; i++)
+        h[i] = (uint16_t)towards_upper_one(to_cut_one(x[i]), random[i]);
 }
 
 /* ---- Masters: the float32 whose rounding the parameter is ---- */
@@ -176,23 +118,21 @@ STORE(draw_bfloat16)
 /* bfloat16, and in `more` 16 bits: the master's bits less the parameter's. */
 LOAD(split)
 {
-    const uint16_t *h = (const uint16_t *)data + start, *rest = (const uint16_t *)more + start;
-    FOR_EACH(n, PUT(x + i, joined_pack(WIDEN_16(h + i), WIDEN_16(rest + i))), x[i] = joined_one(h[i], rest[i]));
+    const uint16_t *h = (const uint16_t *)data + start;
+    const int16_t *rest = (const int16_t *)more + start;
+    for (ptrdiff_t i = 0; i < n; i++)
+        x[i] = joined_one(h[i], (uint32_t)rest[i]);
 }
 
 STORE(store_split)
 {
     uint16_t *h = (uint16_t *)data + start, *rest = (uint16_t *)more + start;
     (void)random;
-#define SPLIT(words, kind, get, put)                                                                                   \
-    {                                                                                                                  \
-        const words bits = to_cut_##kind(get);                                                                         \
-        put(h, (bits + 0x8000) >> 16);                                                                                 \
-        put(rest, bits & 0xffff);                                                                                      \
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const uint32_t bits = to_cut_one(x[i]);
+        h[i] = (uint16_t)away_from_zero_one(bits);
+        rest[i] = (uint16_t)bits;
     }
-#define PUT_PACK(place, word) NARROW_16(place + i, word)
-#define PUT_ONE(place, word) place[i] = (uint16_t)(word)
-    FOR_EACH(n, SPLIT(words, pack, GET(x + i), PUT_PACK), SPLIT(uint32_t, one, x[i], PUT_ONE));
 }
 
 /* float16, and in `more` the master itself. Where the user changed the parameter, it is the master. */
@@ -200,12 +140,8 @@ LOAD(mastered)
 {
     const float *master = (const float *)more + start;
     const uint16_t *h = (const uint16_t *)data + start;
-#define CHOOSE_PACK                                                                                                    \
-    {                                                                                                                  \
-        const words same = (words)(HALVES(GET(master + i)) == WIDEN_16(h + i));                                        \
-        PUT(x + i, NUMBERS((same & BITS(GET(master + i))) | (~same & BITS(WIDEN_HALF(h + i)))));                       \
-    }
-    FOR_EACH(n, CHOOSE_PACK, x[i] = as_half_one(master[i]) == h[i] ? master[i] : of_half_one(h[i]));
+    for (ptrdiff_t i = 0; i < n; i++)
+        x[i] = as_half_one(master[i]) == h[i] ? master[i] : of_half_one(h[i]);
 }
 
 STORE(store_mastered)
@@ -222,98 +158,146 @@ STORE(store_mastered)
    smallest power of two are evenly spaced, down to 0. Infinite numbers and NaNs are stored as the largest. */
 
 /* The exponent that a block needs: one higher where its largest number may be rounded up to a power of two. */
+RMSFAST_INLINE uint32_t exponent_of(uint32_t largest)
+{
+    const uint32_t exponent = (largest + (1u << CUT) - 1) >> 23;
+    return exponent > 254 ? 254 : exponent;
+}
+
 RMSFAST_INLINE uint32_t exponent_of_largest(const float *x, ptrdiff_t n)
 {
     uint32_t largest = 0;
-#if VECTOR_BITS
-    words most = {0};
-    FOR_EACH(n, most = HIGHER(most, finite_pack(GET(x + i))), {
-        const uint32_t size = finite_one(x[i]);
-        largest = size > largest ? size : largest;
-    });
-    const uint32_t of_packs = LARGEST_WORD(most);
-    largest = of_packs > largest ? of_packs : largest;
-#else
     for (ptrdiff_t i = 0; i < n; i++) {
         const uint32_t size = finite_one(x[i]);
         largest = size > largest ? size : largest;
     }
-#endif
-    const uint32_t exponent = (largest + (1u << CUT) - 1) >> 23;
-    return exponent > 254 ? 254 : exponent;
+    return exponent_of(largest);
 }
 
 RMSFAST_INLINE uint32_t base_unsigned8(uint32_t exponent) { return exponent > 16 ? exponent - 15 : 1; }
 RMSFAST_INLINE uint32_t base_signed8(uint32_t exponent) { return exponent > 26 ? exponent - 6 : 20; }
 
-#define EIGHT_BITS(format)                                                                                             \
+/* The largest bits without a sign that have room. */
+RMSFAST_INLINE uint32_t most_unsigned8(uint32_t base) { return (base << 23) + (255u << CUT); }
+
+#define EIGHT_BITS(format, coded)                                                                                      \
     LOAD(format)                                                                                                       \
     {                                                                                                                  \
         const uint8_t *scale = (const uint8_t *)more + start / RMSFAST_SCALED, *codes = (const uint8_t *)data + start; \
         for (ptrdiff_t size; n > 0; n -= size, x += size, codes += size) {                                             \
             const uint32_t base = base_##format(*scale++);                                                             \
             size = n < RMSFAST_SCALED ? n : RMSFAST_SCALED;                                                            \
-            FOR_EACH(size, PUT(x + i, of_##format##_pack(WIDEN_8(codes + i), base)),                                   \
-                     x[i] = of_##format##_one(codes[i], base));                                                        \
+            for (ptrdiff_t i = 0; i < size; i++)                                                                       \
+                x[i] = of_##format##_one(codes[i], base);                                                              \
         }                                                                                                              \
     }                                                                                                                  \
-    RMSFAST_INLINE void round_##format(uint8_t *RMSFAST_RESTRICT codes, uint8_t *RMSFAST_RESTRICT scale, ptrdiff_t n,  \
+    RMSFAST_INLINE void round_##format(void *data, void *more, ptrdiff_t start, ptrdiff_t n,                           \
                                        const float *RMSFAST_RESTRICT x, const int draws,                               \
                                        const uint16_t *RMSFAST_RESTRICT random)                                        \
     {                                                                                                                  \
+        uint8_t *scale = (uint8_t *)more + start / RMSFAST_SCALED, *RMSFAST_RESTRICT codes = (uint8_t *)data + start;  \
         for (ptrdiff_t size; n > 0; n -= size, x += size, codes += size) {                                             \
             size = n < RMSFAST_SCALED ? n : RMSFAST_SCALED;                                                            \
             const uint32_t exponent = exponent_of_largest(x, size), base = base_##format(exponent);                    \
             *scale++ = (uint8_t)exponent;                                                                              \
-            FOR_EACH(size,                                                                                             \
-                     NARROW_8(codes + i, as_##format##_pack(GET(x + i), base, draws,                                   \
-                                                            draws ? WIDEN_16(random + i) : (words){0})),               \
-                     codes[i] = (uint8_t)as_##format##_one(x[i], base, draws, draws ? random[i] : 0));                 \
+            for (ptrdiff_t i = 0; i < size; i++)                                                                       \
+                codes[i] = (uint8_t)as_##format##_one(coded, base, draws, draws ? random[i] : 0);                      \
             random += draws ? size : 0;                                                                                \
         }                                                                                                              \
     }                                                                                                                  \
-    STORE(store_##format)                                                                                              \
-    {                                                                                                                  \
-        round_##format((uint8_t *)data + start, (uint8_t *)more + start / RMSFAST_SCALED, n, x, 0, random);            \
-    }                                                                                                                  \
-    STORE(draw_##format)                                                                                               \
-    {                                                                                                                  \
-        round_##format((uint8_t *)data + start, (uint8_t *)more + start / RMSFAST_SCALED, n, x, 1, random);            \
-    }
-EIGHT_BITS(unsigned8)
-EIGHT_BITS(signed8)
+    STORE(store_##format) { round_##format(data, more, start, n, x, 0, random); }                                      \
+    STORE(draw_##format) { round_##format(data, more, start, n, x, 1, random); }
+#define ROOM(size, base) ((size) < most_unsigned8(base) ? (size) : most_unsigned8(base))
+EIGHT_BITS(unsigned8, ROOM(bits_of(x[i]) & MAGNITUDE, base))
+EIGHT_BITS(signed8, bits_of(x[i]))
 
 /* ---- Random bits ---- */
 
-/* 16 bits for each of n elements from `start` on, a multiple of RMSFAST_SCALED: the lower half of a word for an element with an
-   even index, the upper half for the next. A word is a hash of its number (Wellons's lowbias32), with a second key between
-   the multiplications. Whole blocks are written. */
-static void randomize(uint16_t *RMSFAST_RESTRICT random, uint64_t key, ptrdiff_t start, ptrdiff_t n)
+/* 16 bits for each element of the block that begins at `start`: the lower half of a word for an element with an even index,
+   the upper half for the next. A word is a hash of its number (Wellons's lowbias32), with a second key between the
+   multiplications. */
+RMSFAST_INLINE void randomize(uint16_t random[RMSFAST_SCALED], uint64_t key, ptrdiff_t start)
 {
-    enum { WORDS_OF_BLOCK = RMSFAST_SCALED / 2 };
-    uint64_t number = (uint64_t)start / 2, keys = rmsfast_mix(key + (number >> 32));
-    for (const uint16_t *end = random + n; random < end; random += RMSFAST_SCALED, number += WORDS_OF_BLOCK) {
-        if ((uint32_t)number == 0)
-            keys = rmsfast_mix(key + (number >> 32));
-        const uint32_t before = (uint32_t)keys, between = (uint32_t)(keys >> 32);
-        for (int i = 0; i < WORDS_OF_BLOCK; i++) {
-            uint32_t x = ((uint32_t)number + (uint32_t)i) ^ before;
-            x = (x ^ x >> 16) * 0x7feb352d;
-            x = (x ^ x >> 15 ^ between) * 0x846ca68b;
-            x ^= x >> 16;
+    const uint64_t number = (uint64_t)start / 2, keys = rmsfast_mix(key + (number >> 32));
+    const uint32_t between = (uint32_t)(keys >> 32);
+    uint32_t before = (uint32_t)number ^ (uint32_t)keys;
+    before ^= before >> 16; /* the number of a word differs from the block's in the lowest bits only */
+    for (uint32_t i = 0; i < RMSFAST_SCALED / 2; i++) {
+        uint32_t x = (i ^ before) * 0x7feb352d;
+        x = (x ^ x >> 15 ^ between) * 0x846ca68b;
+        x ^= x >> 16;
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-            x = x << 16 | x >> 16;
+        x = x << 16 | x >> 16;
 #endif
-            memcpy(random + 2 * i, &x, sizeof x);
-        }
+        memcpy(random + 2 * i, &x, sizeof x);
     }
 }
 
-static const rmsfast_storage storage_ = {
-    {NULL, load_float16, load_bfloat16, load_split, load_mastered, load_unsigned8, load_signed8},
-    {
-        {NULL, store_float16, store_bfloat16, store_split, store_mastered, store_unsigned8, store_signed8},
-        {NULL, draw_float16, draw_bfloat16, NULL, NULL, draw_unsigned8, draw_signed8},
-    },
-    randomize,
+static const rmsfast_load load_[RMSFAST_FORMATS] = {
+    NULL, load_float16, load_bfloat16, load_split, load_mastered, load_unsigned8, load_signed8,
 };
+static const rmsfast_store store_[RMSFAST_ROUNDINGS][RMSFAST_FORMATS] = {
+    {NULL, store_float16, store_bfloat16, store_split, store_mastered, store_unsigned8, store_signed8},
+    {NULL, draw_float16, draw_bfloat16, store_split, store_mastered, draw_unsigned8, draw_signed8},
+};
+
+#include "blocks.h"
+
+/* ---- The update ---- */
+
+/* Update n elements of a block from `place` on. It has `size` elements, `around` of which are before `place`. Numbers of 8 bits
+   are stored for the whole block, because its scale may change: those of elements that this step does not update keep their
+   values, except those that fall below the block's range. */
+static void update_part(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
+                        ptrdiff_t place, ptrdiff_t n, ptrdiff_t around, ptrdiff_t size, rmsfast_update update,
+                        const rmsfast_scalars *scalars)
+{
+    float at_hand[RMSFAST_KINDS][RMSFAST_SCALED], *x[RMSFAST_COPY];
+    uint16_t random[RMSFAST_SCALED];
+    const float *g = (const float *)grad->data + done;
+    if (grad->format != RMSFAST_AS_THEY_ARE) {
+        load_[grad->format](at_hand[RMSFAST_COPY], grad->data, NULL, done, n);
+        g = at_hand[RMSFAST_COPY];
+    }
+    for (int k = 0; k < RMSFAST_COPY; k++) {
+        const rmsfast_stored *s = &numbers[k];
+        const int scaled = s->format >= RMSFAST_UNSIGNED8;
+        x[k] = s->format != RMSFAST_AS_THEY_ARE ? at_hand[k] + around : s->data == NULL ? NULL : (float *)s->data + place;
+        if (s->format != RMSFAST_AS_THEY_ARE)
+            load_[s->format](scaled ? at_hand[k] : x[k], s->data, s->more, scaled ? place - around : place,
+                             scaled ? size : n);
+    }
+    update(x[0], x[1], x[2], x[3], g, n, scalars);
+    for (int k = 0; k < RMSFAST_COPY; k++) {
+        const rmsfast_stored *s = &numbers[k];
+        const int scaled = s->format >= RMSFAST_UNSIGNED8;
+        if (s->format == RMSFAST_AS_THEY_ARE)
+            continue;
+        if (s->draws)
+            randomize(random, s->key, place - around);
+        store_[s->draws][s->format](s->data, s->more, scaled ? place - around : place, scaled ? size : n,
+                                    scaled ? at_hand[k] : x[k], scaled ? random : random + around);
+    }
+    if (numbers[RMSFAST_COPY].data != NULL)
+        store_[RMSFAST_NEAREST][numbers[RMSFAST_COPY].format](numbers[RMSFAST_COPY].data, NULL, place, n, x[0], NULL);
+}
+
+static void update_stored(const rmsfast_stored numbers[RMSFAST_KINDS], ptrdiff_t length, const rmsfast_stored *grad,
+                          ptrdiff_t place, ptrdiff_t n, rmsfast_update update, const rmsfast_scalars *scalars)
+{
+    for (ptrdiff_t done = 0, some; done < n; done += some, place += some) {
+        const ptrdiff_t around = place % RMSFAST_SCALED, left = length - (place - around);
+        const ptrdiff_t size = left < RMSFAST_SCALED ? left : RMSFAST_SCALED;
+        some = n - done < size - around ? n - done : size - around;
+#if VECTOR_BITS
+        if (around == 0 && n - done >= RMSFAST_SCALED) {
+            some = (n - done) / RMSFAST_SCALED * RMSFAST_SCALED;
+            update_blocks(numbers, grad, done, place, some, update, scalars);
+            continue;
+        }
+#endif
+        update_part(numbers, grad, done, place, some, around, size, update, scalars);
+    }
+}
+
+static const rmsfast_storage storage_ = {load_, store_, update_stored};

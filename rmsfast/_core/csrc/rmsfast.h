@@ -117,12 +117,27 @@ enum { RMSFAST_NEAREST, RMSFAST_STOCHASTIC, RMSFAST_ROUNDINGS };
 typedef void (*rmsfast_load)(float *x, const void *data, const void *more, ptrdiff_t start, ptrdiff_t n);
 typedef void (*rmsfast_store)(void *data, void *more, ptrdiff_t start, ptrdiff_t n, const float *x,
                               const uint16_t *random);
-typedef void (*rmsfast_randomize)(uint16_t *random, uint64_t key, ptrdiff_t start, ptrdiff_t n);
+
+/* Where the numbers of one kind are, how they are stored, and, where random bits round them, the key of these. */
+typedef struct {
+    void *data; /* NULL: there are none */
+    void *more;
+    int format;
+    int draws;
+    uint64_t key;
+} rmsfast_stored;
+enum { RMSFAST_COPY = 4, RMSFAST_KINDS }; /* after w, v, m and b: what a step writes w to once more */
+
+/* As rmsfast_update, for n elements from `place` on of a parameter of `length` elements whose numbers are not all stored as
+   they are. */
+typedef void (*rmsfast_update_stored)(const rmsfast_stored numbers[RMSFAST_KINDS], ptrdiff_t length,
+                                      const rmsfast_stored *grad, ptrdiff_t place, ptrdiff_t n, rmsfast_update update,
+                                      const rmsfast_scalars *scalars);
 
 typedef struct {
-    rmsfast_load load[RMSFAST_FORMATS];
-    rmsfast_store store[RMSFAST_ROUNDINGS][RMSFAST_FORMATS];
-    rmsfast_randomize randomize;
+    const rmsfast_load *load;                      /* [format] */
+    const rmsfast_store (*store)[RMSFAST_FORMATS]; /* [rounding][format] */
+    rmsfast_update_stored update;
 } rmsfast_storage;
 
 /* A hash of 64 bits (Vigna's splitmix64). */
@@ -153,9 +168,10 @@ typedef struct {
 /* The k-th instruction set, narrowest first, that this build holds and this CPU runs; NULL past the last. */
 const rmsfast_isa *rmsfast_usable_isa(int k);
 
-/* The stages of an instruction set, each update with the root that is fastest on this CPU, measured in some 40 µs. Returns
-   which root that is for the plain rule in float32. */
-int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_DTYPES], const rmsfast_isa *isa);
+/* The stages of an instruction set, each update with the root that is fastest on this CPU, measured in some 60 µs; the last
+   stages are those for float32 numbers that are not all stored as they are. Returns the root of the plain rule in float32. */
+enum { RMSFAST_STORED = RMSFAST_DTYPES };
+int rmsfast_choose_roots(rmsfast_stages stages[RMSFAST_STORED + 1], const rmsfast_isa *isa);
 
 /* Copy n elements of a strided array to out, from element `start` on, the last axis moving fastest. Strides are in bytes
    and may have any sign. Elements may be misaligned. */

@@ -1,0 +1,327 @@
+/* Whole blocks of RMSFAST_SCALED stored numbers, in packs: the same bits as with the loops of formats.h, in less time. A block is
+   worked on two packs at a time. Where it is `paired`, the first of them has the numbers with an even index and the second
+   those with an odd one, so that 16 bits go into a register of 32 and back without a permutation. That is possible where
+   all arrays of a parameter have elements of 16 or 8 bits. */
+#if VECTOR_BITS
+
+typedef uint32_t words __attribute__((vector_size(VECTOR_BITS / 8)));
+typedef int32_t integers __attribute__((vector_size(VECTOR_BITS / 8)));
+enum { PACK = VECTOR_BITS / 32 };
+
+#if VECTOR_BITS == 512
+#define WORD(name) _mm512_##name
+typedef __m512i word_pack;
+typedef __m256i half_pack;
+#define GET_WORDS(p) ((words)_mm512_loadu_si512(p))
+#define PUT_WORDS(p, w) _mm512_storeu_si512(p, (__m512i)(w))
+#define GET_HALF(p) _mm256_loadu_si256((const __m256i *)(p))
+#define PUT_HALF(p, half) _mm256_storeu_si256((__m256i *)(p), half)
+#define GET_QUARTER(p) _mm_loadu_si128((const __m128i *)(p))
+#define NARROW_16(p, w) PUT_HALF(p, _mm512_cvtepi32_epi16((__m512i)(w)))
+#define NARROW_8(p, w) _mm_storeu_si128((__m128i *)(p), _mm512_cvtepi32_epi8((__m512i)(w)))
+#define SWAP_1(x) _mm512_shuffle_epi32((__m512i)(x), _MM_PERM_CDAB)
+#define SWAP_2(x) _mm512_shuffle_epi32((__m512i)(x), _MM_PERM_BADC)
+#define SWAP_4(x) _mm512_shuffle_i32x4((__m512i)(x), (__m512i)(x), _MM_SHUFFLE(2, 3, 0, 1))
+#define SWAP_8(x) _mm512_shuffle_i32x4((__m512i)(x), (__m512i)(x), _MM_SHUFFLE(1, 0, 3, 2))
+#define MASK __mmask16
+#define LESS(x, y) _mm512_cmplt_epi32_mask((__m512i)(x), (__m512i)(y))
+#define SAME(x, y) _mm512_cmpeq_epi32_mask((__m512i)(x), (__m512i)(y))
+#define IS_NAN(x) _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q)
+#define SOME_NAN(x, y) (_mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q) != 0)
+#define EITHER(mask, x, y) ((words)_mm512_mask_blend_epi32(mask, (__m512i)(y), (__m512i)(x)))
+
+#else
+#define WORD(name) _mm256_##name
+typedef __m256i word_pack;
+typedef __m128i half_pack;
+#define GET_WORDS(p) ((words)_mm256_loadu_si256((const __m256i *)(p)))
+#define PUT_WORDS(p, w) _mm256_storeu_si256((__m256i *)(p), (__m256i)(w))
+#define GET_HALF(p) _mm_loadu_si128((const __m128i *)(p))
+#define PUT_HALF(p, half) _mm_storeu_si128((__m128i *)(p), half)
+#define GET_QUARTER(p) _mm_loadl_epi64((const __m128i *)(p))
+#define NARROW_16(p, w) PUT_HALF(p, narrow_16((__m256i)(w)))
+#define NARROW_8(p, w) _mm_storel_epi64((__m128i *)(p), _mm_packus_epi16(narrow_16((__m256i)(w)), _mm_setzero_si128()))
+#define SWAP_1(x) _mm256_shuffle_epi32((__m256i)(x), _MM_SHUFFLE(2, 3, 0, 1))
+#define SWAP_2(x) _mm256_shuffle_epi32((__m256i)(x), _MM_SHUFFLE(1, 0, 3, 2))
+#define SWAP_4(x) _mm256_permute2x128_si256((__m256i)(x), (__m256i)(x), 1)
+#define SWAP_8(x) (x)
+#define MASK __m256i
+#define LESS(x, y) _mm256_cmpgt_epi32((__m256i)(y), (__m256i)(x))
+#define SAME(x, y) _mm256_cmpeq_epi32((__m256i)(x), (__m256i)(y))
+#define IS_NAN(x) _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q))
+#define SOME_NAN(x, y) (_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q)) != 0)
+#define EITHER(mask, x, y) ((words)_mm256_blendv_epi8((__m256i)(y), (__m256i)(x), mask))
+
+/* Of words below 2¹⁶. */
+RMSFAST_INLINE __m128i narrow_16(__m256i words)
+{
+    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+#endif
+
+#define NAME(what) what##_pack
+#define FLOATS pack_float32
+#define WORDS words
+#define BITS(x) ((words)(x))
+#define NUMBERS(words) ((pack_float32)(words))
+#define ALL(word) ((words){0} + (uint32_t)(word))
+#define LOWER(x, y) ((words)WORD(min_epu32)((word_pack)(x), (word_pack)(y)))
+#define HIGHER(x, y) ((words)WORD(max_epu32)((word_pack)(x), (word_pack)(y)))
+#define AS_FLOATS(words) WORD(cvtepi32_ps)((word_pack)(words))
+#define AS_WORDS(floats) ((words)WORD(cvttps_epi32)(floats))
+#include "coding.h"
+
+#define GET(x) OP_float32(loadu)(x)
+#define PUT(x, pack) OP_float32(storeu)(x, (pack_float32)(pack))
+
+/* The largest word, in all. */
+RMSFAST_INLINE words largest_of(words most)
+{
+    most = HIGHER(most, SWAP_1(most));
+    most = HIGHER(most, SWAP_2(most));
+    most = HIGHER(most, SWAP_4(most));
+    return HIGHER(most, SWAP_8(most));
+}
+
+/* ---- Elements to two packs of words, and back ---- */
+
+typedef struct {
+    words first, second;
+} two;
+
+RMSFAST_INLINE two take_16(const uint16_t *p, const int paired)
+{
+    if (!paired)
+        return (two){(words)WORD(cvtepu16_epi32)(GET_HALF(p)), (words)WORD(cvtepu16_epi32)(GET_HALF(p + PACK))};
+    const words both = GET_WORDS(p);
+    return (two){both & 0xffff, both >> 16};
+}
+
+RMSFAST_INLINE two take_signed_16(const uint16_t *p, const int paired)
+{
+    if (!paired)
+        return (two){(words)WORD(cvtepi16_epi32)(GET_HALF(p)), (words)WORD(cvtepi16_epi32)(GET_HALF(p + PACK))};
+    const integers both = (integers)GET_WORDS(p);
+    return (two){(words)((integers)((words)both << 16) >> 16), (words)(both >> 16)};
+}
+
+RMSFAST_INLINE void put_16(uint16_t *p, two t, const int paired)
+{
+    if (paired) {
+        PUT_WORDS(p, t.first | t.second << 16);
+    } else {
+        NARROW_16(p, t.first);
+        NARROW_16(p + PACK, t.second);
+    }
+}
+
+RMSFAST_INLINE two take_8(const uint8_t *p, const int paired)
+{
+    if (!paired)
+        return (two){(words)WORD(cvtepu8_epi32)(GET_QUARTER(p)), (words)WORD(cvtepu8_epi32)(GET_QUARTER(p + PACK))};
+    const words both = (words)WORD(cvtepu16_epi32)(GET_HALF(p));
+    return (two){both & 0xff, both >> 8};
+}
+
+RMSFAST_INLINE void put_8(uint8_t *p, two t, const int paired)
+{
+    if (paired) {
+        NARROW_16(p, t.first | t.second << 8);
+    } else {
+        NARROW_8(p, t.first);
+        NARROW_8(p + PACK, t.second);
+    }
+}
+
+/* ---- A block of numbers ---- */
+
+#define FOR_TWO for (int i = 0; i < RMSFAST_SCALED; i += 2 * PACK)
+#define PUT_TWO(x, one, other) (PUT(x, one), PUT(x + PACK, other))
+
+RMSFAST_INLINE void load_block(float *x, const rmsfast_stored *s, ptrdiff_t start, const int paired)
+{
+    const uint16_t *h = (const uint16_t *)s->data + start;
+    const uint8_t *codes = (const uint8_t *)s->data + start;
+    const uint32_t exponent = s->format >= RMSFAST_UNSIGNED8 ? ((const uint8_t *)s->more)[start / RMSFAST_SCALED] : 0;
+    switch (s->format) {
+    case RMSFAST_BFLOAT16:
+        FOR_TWO {
+            const two t = take_16(h + i, paired);
+            PUT_TWO(x + i, t.first << 16, t.second << 16);
+        }
+        break;
+    case RMSFAST_SPLIT:
+        FOR_TWO {
+            const two t = take_16(h + i, paired), rest = take_signed_16((const uint16_t *)s->more + start + i, paired);
+            PUT_TWO(x + i, joined_pack(t.first, rest.first), joined_pack(t.second, rest.second));
+        }
+        break;
+    case RMSFAST_UNSIGNED8:
+        FOR_TWO {
+            const two t = take_8(codes + i, paired);
+            const words base = ALL(base_unsigned8(exponent));
+            PUT_TWO(x + i, of_unsigned8_pack(t.first, base), of_unsigned8_pack(t.second, base));
+        }
+        break;
+    case RMSFAST_SIGNED8:
+        FOR_TWO {
+            const two t = take_8(codes + i, paired);
+            const uint32_t base = base_signed8(exponent);
+            PUT_TWO(x + i, of_signed8_pack(t.first, base), of_signed8_pack(t.second, base));
+        }
+        break;
+    default: /* by the CPU's own conversion */
+        for (int i = 0; i < RMSFAST_SCALED; i += PACK) {
+            const half_pack half = GET_HALF(h + i);
+            pack_float32 pack = WORD(cvtph_ps)(half);
+            if (s->format == RMSFAST_MASTERED) { /* where the user changed the parameter, it is the master */
+                const words master = GET_WORDS((const float *)s->more + start + i);
+                const half_pack of_master = WORD(cvtps_ph)((pack_float32)master, _MM_FROUND_TO_NEAREST_INT);
+                const MASK same = SAME(WORD(cvtepu16_epi32)(half), WORD(cvtepu16_epi32)(of_master));
+                pack = NUMBERS(EITHER(same, master, BITS(pack)));
+            }
+            PUT(x + i, pack);
+        }
+    }
+}
+
+/* Replace NaNs by one of which the upper half is a NaN, too. They are rare: so a block is searched for them first. */
+RMSFAST_INLINE void make_cuttable(float *x)
+{
+    int some = 0;
+    FOR_TWO some |= SOME_NAN(GET(x + i), GET(x + i + PACK));
+    if (__builtin_expect(some, 0))
+        for (int i = 0; i < RMSFAST_SCALED; i += PACK)
+            PUT(x + i, to_cut_pack(GET(x + i)));
+}
+
+/* The exponent that a block needs, in all words. Its numbers lose their sign and what has no room. */
+RMSFAST_INLINE words exponent_of_block(float *x)
+{
+    words most = GET_WORDS(x);
+    for (int i = PACK; i < RMSFAST_SCALED; i += PACK)
+        most = HIGHER(most, GET_WORDS(x + i));
+    most = largest_of(most);
+    if (__builtin_expect(most[0] > INFINITE - (1u << CUT), 0)) { /* or some are negative */
+        const uint32_t exponent = exponent_of_largest(x, RMSFAST_SCALED);
+        for (int i = 0; i < RMSFAST_SCALED; i += PACK)
+            PUT(x + i, LOWER(GET_WORDS(x + i) & MAGNITUDE, ALL(most_unsigned8(base_unsigned8(exponent)))));
+        return ALL(exponent);
+    }
+    return (most + (1u << CUT) - 1) >> 23;
+}
+
+RMSFAST_INLINE uint32_t exponent_of_signed_block(const float *x)
+{
+    words most = ALL(0);
+    for (int i = 0; i < RMSFAST_SCALED; i += PACK)
+        most = HIGHER(most, finite_pack(GET(x + i)));
+    return exponent_of(largest_of(most)[0]);
+}
+
+#define BOTH(code, ...) ((two){code(GET_WORDS(x + i), ##__VA_ARGS__), code(GET_WORDS(x + i + PACK), ##__VA_ARGS__)})
+
+RMSFAST_INLINE void store_block(float *x, const rmsfast_stored *s, ptrdiff_t start, const int paired)
+{
+    _Alignas(64) uint16_t random[RMSFAST_SCALED];
+    uint16_t *h = (uint16_t *)s->data + start;
+    uint8_t *codes = (uint8_t *)s->data + start, *scale = (uint8_t *)s->more + start / RMSFAST_SCALED;
+    uint32_t base;
+    if (s->draws)
+        randomize(random, s->key, start);
+    switch (s->format) {
+    case RMSFAST_BFLOAT16:
+        make_cuttable(x);
+        if (s->draws)
+            FOR_TWO {
+                const two r = take_16(random + i, paired);
+                put_16(h + i, (two){towards_upper_pack(GET_WORDS(x + i), r.first), towards_upper_pack(GET_WORDS(x + i + PACK), r.second)}, paired);
+            }
+        else
+            FOR_TWO put_16(h + i, (two){as_upper_pack(GET_WORDS(x + i)), as_upper_pack(GET_WORDS(x + i + PACK))}, paired);
+        break;
+    case RMSFAST_SPLIT:
+        make_cuttable(x);
+        FOR_TWO {
+            const two t = {GET_WORDS(x + i), GET_WORDS(x + i + PACK)};
+            put_16(h + i, (two){away_from_zero_pack(t.first), away_from_zero_pack(t.second)}, paired);
+            put_16((uint16_t *)s->more + start + i, (two){t.first & 0xffff, t.second & 0xffff}, paired);
+        }
+        break;
+    case RMSFAST_UNSIGNED8: {
+        const words exponent = exponent_of_block(x), least = HIGHER(exponent, ALL(16)) - 15;
+        *scale = (uint8_t)exponent[0];
+        FOR_TWO {
+            const two r = take_16(random + i, paired);
+            put_8(codes + i, (two){as_unsigned8_pack(GET_WORDS(x + i), least, 1, r.first), as_unsigned8_pack(GET_WORDS(x + i + PACK), least, 1, r.second)}, paired);
+        }
+        break;
+    }
+    case RMSFAST_SIGNED8:
+        *scale = (uint8_t)exponent_of_signed_block(x);
+        base = base_signed8(*scale);
+        FOR_TWO {
+            const two r = take_16(random + i, paired);
+            put_8(codes + i, (two){as_signed8_pack(GET_WORDS(x + i), base, 1, r.first), as_signed8_pack(GET_WORDS(x + i + PACK), base, 1, r.second)}, paired);
+        }
+        break;
+    case RMSFAST_MASTERED:
+        memcpy((float *)s->more + start, x, RMSFAST_SCALED * sizeof(float));
+        /* fall through */
+    default:
+        if (s->draws)
+            FOR_TWO {
+                const two r = take_16(random + i, 0);
+                put_16(h + i, (two){towards_half_pack(GET(x + i), r.first), towards_half_pack(GET(x + i + PACK), r.second)}, 0);
+            }
+        else
+            for (int i = 0; i < RMSFAST_SCALED; i += PACK)
+                PUT_HALF(h + i, WORD(cvtps_ph)(GET(x + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+}
+
+/* As update_part. */
+RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
+                                 ptrdiff_t place, rmsfast_update update, const rmsfast_scalars *scalars,
+                                 const int paired)
+{
+    _Alignas(64) float at_hand[RMSFAST_KINDS][RMSFAST_SCALED];
+    float *x[RMSFAST_COPY];
+    const float *g = (const float *)grad->data + done;
+    const rmsfast_stored *copy = &numbers[RMSFAST_COPY];
+    if (grad->format != RMSFAST_AS_THEY_ARE) {
+        load_block(at_hand[RMSFAST_COPY], grad, done, paired);
+        g = at_hand[RMSFAST_COPY];
+    }
+    for (int k = 0; k < RMSFAST_COPY; k++) {
+        const rmsfast_stored *s = &numbers[k];
+        x[k] = s->format != RMSFAST_AS_THEY_ARE ? at_hand[k] : s->data == NULL ? NULL : (float *)s->data + place;
+        if (s->format != RMSFAST_AS_THEY_ARE)
+            load_block(at_hand[k], s, place, paired);
+    }
+    update(x[0], x[1], x[2], x[3], g, RMSFAST_SCALED, scalars);
+    if (copy->data != NULL)
+        store_[RMSFAST_NEAREST][copy->format](copy->data, NULL, place, RMSFAST_SCALED, x[0], NULL);
+    for (int k = 0; k < RMSFAST_COPY; k++)
+        if (numbers[k].format != RMSFAST_AS_THEY_ARE)
+            store_block(at_hand[k], &numbers[k], place, paired);
+}
+
+/* Update n elements from `place` on, which are whole blocks. The CPU works on a block's numbers while the divider works on those
+   of the block before: more at a time would be slower. */
+static void update_blocks(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
+                          ptrdiff_t place, ptrdiff_t n, rmsfast_update update, const rmsfast_scalars *scalars)
+{
+    int paired = numbers[RMSFAST_COPY].data == NULL && grad->format == RMSFAST_BFLOAT16;
+    for (int k = 0; k < RMSFAST_COPY; k++) {
+        const int format = numbers[k].format;
+        paired &= numbers[k].data == NULL || format == RMSFAST_BFLOAT16 || format == RMSFAST_SPLIT ||
+                  format >= RMSFAST_UNSIGNED8;
+    }
+    for (ptrdiff_t i = 0; i < n; i += RMSFAST_SCALED)
+        if (paired)
+            update_whole(numbers, grad, done + i, place + i, update, scalars, 1);
+        else
+            update_whole(numbers, grad, done + i, place + i, update, scalars, 0);
+}
+#endif
