@@ -111,6 +111,100 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
     return digest_of(digest_of(digest, m, N, is_float64), b, N, is_float64);
 }
 
+static uint64_t digest_of_bytes(uint64_t digest, const void *elements, int n, int format)
+{
+    for (int i = 0; i < n; i++) {
+        uint16_t half;
+        if (format == RMSFAST_UNSIGNED8 || format == RMSFAST_SIGNED8) {
+            digest = add(digest, ((const uint8_t *)elements)[i]);
+            continue;
+        }
+        memcpy(&half, (const uint16_t *)elements + i, sizeof half);
+        if ((half & 0x7fff) > (format == RMSFAST_FLOAT16 || format == RMSFAST_MASTERED ? 0x7c00 : 0x7f80))
+            half = 1; /* any NaN */
+        digest = add(digest, half);
+    }
+    return digest;
+}
+
+/* Three steps on numbers that are stored in few bytes; the second is on a part, which begins and ends inside of blocks. */
+static uint64_t stored(const rmsfast_isa *isa, int root, int of_w, int of_state, int of_grad, int draws, int rule)
+{
+    static double more[RMSFAST_COPY][N];
+    static uint16_t copy[N];
+    const rmsfast_stages *stages = isa->stages[root][RMSFAST_FLOAT32];
+    const rmsfast_settings settings = {
+        .lr = 0.01,
+        .beta = 0.9,
+        .eps = 1e-8,
+        .momentum = rule / 2 ? 0.9 : 0,
+        .clip_value = INFINITY,
+        .clip_norm = INFINITY,
+        .clip_global_norm = INFINITY,
+    };
+    void *const data[RMSFAST_COPY] = {w, v, rule % 2 ? m : NULL, rule / 2 ? b : NULL};
+    rmsfast_stored numbers[RMSFAST_KINDS] = {{.data = of_grad ? NULL : copy, .format = RMSFAST_BFLOAT16}};
+    rmsfast_stored grad = {.data = g, .format = of_grad};
+    rmsfast_scalars scalars;
+    uint64_t digest = 0;
+    numbers[RMSFAST_COPY] = numbers[0];
+    memset(more, 0, sizeof more);
+    memset(copy, 0, sizeof copy);
+    seed = (uint64_t)(of_w + 10 * of_state + 100 * of_grad + 1000 * draws + 10000 * rule);
+    for (int k = 0; k < RMSFAST_COPY; k++) {
+        const int of_average = of_state == RMSFAST_UNSIGNED8 && k > 1 ? RMSFAST_SIGNED8 : of_state;
+        const int format = k == 0 ? of_w : data[k] == NULL ? RMSFAST_AS_THEY_ARE : of_average;
+        numbers[k] = (rmsfast_stored){data[k], more[k], format, format && (k > 0 || draws), any()};
+        if (data[k] == NULL)
+            continue;
+        fill(g, N, 0, k == 1);
+        if (format == RMSFAST_AS_THEY_ARE)
+            memcpy(data[k], g, N * sizeof(float));
+        else
+            isa->storage->store[RMSFAST_NEAREST][format](data[k], more[k], 0, N, (const float *)g, NULL);
+    }
+    for (int step = 0; step < 3; step++) {
+        const ptrdiff_t place = step == 1 ? 37 : 0, n = step == 1 ? 600 : N;
+        static float grads[N];
+        fill(grads, N, 0, 0);
+        memcpy(g, grads, sizeof grads);
+        if (of_grad != RMSFAST_AS_THEY_ARE)
+            isa->storage->store[RMSFAST_NEAREST][of_grad](g, NULL, 0, N, grads, NULL);
+        const int extra = stages->form(&scalars, &settings, 1, 1, 1);
+        isa->storage->update(numbers, N, &grad, place, n, stages->update[rule % 2][rule / 2][extra], &scalars);
+    }
+    for (int k = 0; k < RMSFAST_COPY; k++)
+        if (data[k] != NULL && numbers[k].format == RMSFAST_AS_THEY_ARE)
+            digest = digest_of(digest, data[k], N, 0);
+        else if (data[k] != NULL) {
+            digest = digest_of_bytes(digest, data[k], N, numbers[k].format);
+            digest = numbers[k].format == RMSFAST_MASTERED ? digest_of(digest, more[k], N, 0)
+                     : numbers[k].format == RMSFAST_SPLIT  ? digest_of_bytes(digest, more[k], N, RMSFAST_SPLIT)
+                                                           : digest_of_bytes(digest, more[k], N / 64 + 1, RMSFAST_SIGNED8);
+        }
+    return digest_of_bytes(digest, copy, N, RMSFAST_BFLOAT16);
+}
+
+static int all_stored(void)
+{
+    static const int of_parameters[] = {RMSFAST_AS_THEY_ARE, RMSFAST_FLOAT16, RMSFAST_BFLOAT16, RMSFAST_SPLIT, RMSFAST_MASTERED};
+    static const int of_states[] = {RMSFAST_AS_THEY_ARE, RMSFAST_BFLOAT16, RMSFAST_UNSIGNED8};
+    int different = 0;
+    for (int p = 0; p < 5; p++)
+        for (int s = 0; s < 3; s++)
+            for (int of_grad = 0; of_grad <= RMSFAST_BFLOAT16; of_grad++)
+                for (int draws = 0; draws < (of_parameters[p] == RMSFAST_FLOAT16 || of_parameters[p] == RMSFAST_BFLOAT16 ? 2 : 1); draws++)
+                    for (int rule = 0; rule < 4; rule++) {
+                        const uint64_t expected =
+                            stored(rmsfast_usable_isa(0), RMSFAST_DIVIDER, of_parameters[p], of_states[s], of_grad, draws, rule);
+                        for (int k = 0; rmsfast_usable_isa(k) != NULL; k++)
+                            different += stored(rmsfast_usable_isa(k), RMSFAST_DIVIDER, of_parameters[p], of_states[s], of_grad,
+                                                draws, rule) != expected;
+                        printf("stored %d %d %d %d %d %016llx\n", p, s, of_grad, draws, rule, (unsigned long long)expected);
+                    }
+    return different;
+}
+
 /* Rows that repeat, and an array turned around and transposed. */
 static uint64_t rows_and_strides(int is_float64)
 {
@@ -143,7 +237,7 @@ static uint64_t rows_and_strides(int is_float64)
 
 int main(void)
 {
-    int different = 0;
+    int different = all_stored();
     for (int is_float64 = 0; is_float64 < 2; is_float64++) {
         printf("rows %d %016llx\n", is_float64, (unsigned long long)rows_and_strides(is_float64));
         for (int rule = 0; rule < 6; rule++)

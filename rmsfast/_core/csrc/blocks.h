@@ -97,6 +97,16 @@ RMSFAST_INLINE two take_16(const uint16_t *p, const int paired)
     return (two){both & 0xffff, both >> 16};
 }
 
+/* Each is moved to the upper half of its word. */
+RMSFAST_INLINE two take_upper_16(const uint16_t *p, const int paired)
+{
+    const words both = GET_WORDS(p);
+    if (paired)
+        return (two){both << 16, both & 0xffff0000};
+    const two t = take_16(p, 0);
+    return (two){t.first << 16, t.second << 16};
+}
+
 RMSFAST_INLINE two take_signed_16(const uint16_t *p, const int paired)
 {
     if (!paired)
@@ -138,21 +148,22 @@ RMSFAST_INLINE void put_8(uint8_t *p, two t, const int paired)
 #define FOR_TWO for (int i = 0; i < RMSFAST_SCALED; i += 2 * PACK)
 #define PUT_TWO(x, one, other) (PUT(x, one), PUT(x + PACK, other))
 
-RMSFAST_INLINE void load_block(float *x, const rmsfast_stored *s, ptrdiff_t start, const int paired)
+RMSFAST_INLINE void load_block(float *x, const int format, const rmsfast_stored *s, ptrdiff_t start, const int paired)
 {
     const uint16_t *h = (const uint16_t *)s->data + start;
     const uint8_t *codes = (const uint8_t *)s->data + start;
-    const uint32_t exponent = s->format >= RMSFAST_UNSIGNED8 ? ((const uint8_t *)s->more)[start / RMSFAST_SCALED] : 0;
-    switch (s->format) {
+    const uint32_t exponent = format >= RMSFAST_UNSIGNED8 ? ((const uint8_t *)s->more)[start / RMSFAST_SCALED] : 0;
+    switch (format) {
     case RMSFAST_BFLOAT16:
         FOR_TWO {
-            const two t = take_16(h + i, paired);
-            PUT_TWO(x + i, t.first << 16, t.second << 16);
+            const two t = take_upper_16(h + i, paired);
+            PUT_TWO(x + i, t.first, t.second);
         }
         break;
     case RMSFAST_SPLIT:
         FOR_TWO {
-            const two t = take_16(h + i, paired), rest = take_signed_16((const uint16_t *)s->more + start + i, paired);
+            const two t = take_upper_16(h + i, paired);
+            const two rest = take_signed_16((const uint16_t *)s->more + start + i, paired);
             PUT_TWO(x + i, joined_pack(t.first, rest.first), joined_pack(t.second, rest.second));
         }
         break;
@@ -174,7 +185,7 @@ RMSFAST_INLINE void load_block(float *x, const rmsfast_stored *s, ptrdiff_t star
         for (int i = 0; i < RMSFAST_SCALED; i += PACK) {
             const half_pack half = GET_HALF(h + i);
             pack_float32 pack = WORD(cvtph_ps)(half);
-            if (s->format == RMSFAST_MASTERED) { /* where the user changed the parameter, it is the master */
+            if (format == RMSFAST_MASTERED) { /* where the user changed the parameter, it is the master */
                 const words master = GET_WORDS((const float *)s->more + start + i);
                 const half_pack of_master = WORD(cvtps_ph)((pack_float32)master, _MM_FROUND_TO_NEAREST_INT);
                 const MASK same = SAME(WORD(cvtepu16_epi32)(half), WORD(cvtepu16_epi32)(of_master));
@@ -219,33 +230,32 @@ RMSFAST_INLINE uint32_t exponent_of_signed_block(const float *x)
     return exponent_of(largest_of(most)[0]);
 }
 
-#define BOTH(code, ...) ((two){code(GET_WORDS(x + i), ##__VA_ARGS__), code(GET_WORDS(x + i + PACK), ##__VA_ARGS__)})
+/* What `code` makes of two packs, and of the random words r that belong to them. */
+#define WORDS_AT(i) GET_WORDS(x + i)
+#define CODED(code) ((two){code(WORDS_AT(i)), code(WORDS_AT(i + PACK))})
+#define DRAWN(code) ((two){code(WORDS_AT(i), r.first), code(WORDS_AT(i + PACK), r.second)})
 
-RMSFAST_INLINE void store_block(float *x, const rmsfast_stored *s, ptrdiff_t start, const int paired)
+RMSFAST_INLINE void store_block(float *x, const int format, const int draws, const rmsfast_stored *s, ptrdiff_t start,
+                                const int paired)
 {
     _Alignas(64) uint16_t random[RMSFAST_SCALED];
     uint16_t *h = (uint16_t *)s->data + start;
     uint8_t *codes = (uint8_t *)s->data + start, *scale = (uint8_t *)s->more + start / RMSFAST_SCALED;
-    uint32_t base;
-    if (s->draws)
+    if (draws)
         randomize(random, s->key, start);
-    switch (s->format) {
+    switch (format) {
     case RMSFAST_BFLOAT16:
         make_cuttable(x);
-        if (s->draws)
-            FOR_TWO {
-                const two r = take_16(random + i, paired);
-                put_16(h + i, (two){towards_upper_pack(GET_WORDS(x + i), r.first), towards_upper_pack(GET_WORDS(x + i + PACK), r.second)}, paired);
-            }
-        else
-            FOR_TWO put_16(h + i, (two){as_upper_pack(GET_WORDS(x + i)), as_upper_pack(GET_WORDS(x + i + PACK))}, paired);
+        FOR_TWO {
+            const two r = draws ? take_16(random + i, paired) : (two){ALL(0), ALL(0)};
+            put_16(h + i, draws ? DRAWN(towards_upper_pack) : CODED(as_upper_pack), paired);
+        }
         break;
     case RMSFAST_SPLIT:
         make_cuttable(x);
         FOR_TWO {
-            const two t = {GET_WORDS(x + i), GET_WORDS(x + i + PACK)};
-            put_16(h + i, (two){away_from_zero_pack(t.first), away_from_zero_pack(t.second)}, paired);
-            put_16((uint16_t *)s->more + start + i, (two){t.first & 0xffff, t.second & 0xffff}, paired);
+            put_16(h + i, CODED(away_from_zero_pack), paired);
+            put_16((uint16_t *)s->more + start + i, CODED(0xffff &), paired);
         }
         break;
     case RMSFAST_UNSIGNED8: {
@@ -253,75 +263,131 @@ RMSFAST_INLINE void store_block(float *x, const rmsfast_stored *s, ptrdiff_t sta
         *scale = (uint8_t)exponent[0];
         FOR_TWO {
             const two r = take_16(random + i, paired);
-            put_8(codes + i, (two){as_unsigned8_pack(GET_WORDS(x + i), least, 1, r.first), as_unsigned8_pack(GET_WORDS(x + i + PACK), least, 1, r.second)}, paired);
+#define UNSIGNED(size, random) as_unsigned8_pack(size, least, 1, random)
+            put_8(codes + i, DRAWN(UNSIGNED), paired);
         }
         break;
     }
-    case RMSFAST_SIGNED8:
-        *scale = (uint8_t)exponent_of_signed_block(x);
-        base = base_signed8(*scale);
+    case RMSFAST_SIGNED8: {
+        const uint32_t exponent = exponent_of_signed_block(x), base = base_signed8(exponent);
+        *scale = (uint8_t)exponent;
         FOR_TWO {
             const two r = take_16(random + i, paired);
-            put_8(codes + i, (two){as_signed8_pack(GET_WORDS(x + i), base, 1, r.first), as_signed8_pack(GET_WORDS(x + i + PACK), base, 1, r.second)}, paired);
+#define SIGNED(bits, random) as_signed8_pack(bits, base, 1, random)
+            put_8(codes + i, DRAWN(SIGNED), paired);
         }
         break;
+    }
     case RMSFAST_MASTERED:
         memcpy((float *)s->more + start, x, RMSFAST_SCALED * sizeof(float));
         /* fall through */
     default:
-        if (s->draws)
+        if (draws)
             FOR_TWO {
                 const two r = take_16(random + i, 0);
-                put_16(h + i, (two){towards_half_pack(GET(x + i), r.first), towards_half_pack(GET(x + i + PACK), r.second)}, 0);
+#define HALF(bits, random) towards_half_pack(NUMBERS(bits), random)
+                put_16(h + i, DRAWN(HALF), 0);
             }
-        else
+        else /* by the CPU's own conversion */
             for (int i = 0; i < RMSFAST_SCALED; i += PACK)
                 PUT_HALF(h + i, WORD(cvtps_ph)(GET(x + i), _MM_FROUND_TO_NEAREST_INT));
     }
 }
 
-/* As update_part. */
-RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
-                                 ptrdiff_t place, rmsfast_update update, const rmsfast_scalars *scalars,
-                                 const int paired)
+/* With any format. These are called, so that they are compiled once. */
+static __attribute__((noinline)) void load_any(float *x, const rmsfast_stored *s, ptrdiff_t start, int paired)
 {
-    _Alignas(64) float at_hand[RMSFAST_KINDS][RMSFAST_SCALED];
-    float *x[RMSFAST_COPY];
-    const float *g = (const float *)grad->data + done;
-    const rmsfast_stored *copy = &numbers[RMSFAST_COPY];
-    if (grad->format != RMSFAST_AS_THEY_ARE) {
-        load_block(at_hand[RMSFAST_COPY], grad, done, paired);
-        g = at_hand[RMSFAST_COPY];
-    }
-    for (int k = 0; k < RMSFAST_COPY; k++) {
-        const rmsfast_stored *s = &numbers[k];
-        x[k] = s->format != RMSFAST_AS_THEY_ARE ? at_hand[k] : s->data == NULL ? NULL : (float *)s->data + place;
-        if (s->format != RMSFAST_AS_THEY_ARE)
-            load_block(at_hand[k], s, place, paired);
-    }
-    update(x[0], x[1], x[2], x[3], g, RMSFAST_SCALED, scalars);
-    if (copy->data != NULL)
-        store_[RMSFAST_NEAREST][copy->format](copy->data, NULL, place, RMSFAST_SCALED, x[0], NULL);
-    for (int k = 0; k < RMSFAST_COPY; k++)
-        if (numbers[k].format != RMSFAST_AS_THEY_ARE)
-            store_block(at_hand[k], &numbers[k], place, paired);
+    if (paired)
+        load_block(x, s->format, s, start, 1);
+    else
+        load_block(x, s->format, s, start, 0);
 }
 
-/* Update n elements from `place` on, which are whole blocks. The CPU works on a block's numbers while the divider works on those
-   of the block before: more at a time would be slower. */
+static __attribute__((noinline)) void store_any(float *x, const rmsfast_stored *s, ptrdiff_t start, int paired)
+{
+    if (paired)
+        store_block(x, s->format, s->draws, s, start, 1);
+    else
+        store_block(x, s->format, s->draws, s, start, 0);
+}
+
+#define LOAD_BLOCK(x, format, s, start)                                                                                \
+    (common ? load_block(x, format, s, start, paired) : load_any(x, s, start, paired))
+#define STORE_BLOCK(x, format, draws, s, start)                                                                        \
+    (common ? store_block(x, format, draws, s, start, paired) : store_any(x, s, start, paired))
+
+/* Update n elements from `place` on, which are whole blocks. The CPU rounds a block's numbers while the divider works on those
+   of the next: more at a time would be slower. Where it is `common`, the formats are constants, and there is no state but v. */
+RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
+                                 ptrdiff_t place, ptrdiff_t n, rmsfast_update update, const rmsfast_scalars *scalars,
+                                 const int common, const int paired, const int of_grad, const int of_w,
+                                 const int draws_w, const int of_v)
+{
+    const rmsfast_stored *copy = &numbers[RMSFAST_COPY];
+    _Alignas(64) float at_hand[RMSFAST_KINDS][RMSFAST_SCALED];
+    for (const ptrdiff_t stop = place + n; place < stop; place += RMSFAST_SCALED, done += RMSFAST_SCALED) {
+        float *x[RMSFAST_COPY] = {(float *)numbers[0].data + place, (float *)numbers[1].data + place};
+        const float *g = (const float *)grad->data + done;
+        if (of_grad != RMSFAST_AS_THEY_ARE) {
+            g = at_hand[RMSFAST_COPY];
+            LOAD_BLOCK(at_hand[RMSFAST_COPY], of_grad, grad, done);
+        }
+        if (of_w != RMSFAST_AS_THEY_ARE) {
+            x[0] = at_hand[0];
+            LOAD_BLOCK(at_hand[0], of_w, &numbers[0], place);
+        }
+        if (of_v != RMSFAST_AS_THEY_ARE) {
+            x[1] = at_hand[1];
+            LOAD_BLOCK(at_hand[1], of_v, &numbers[1], place);
+        }
+        for (int k = 2; k < RMSFAST_COPY && !common; k++) {
+            const rmsfast_stored *s = &numbers[k];
+            x[k] = s->format != RMSFAST_AS_THEY_ARE ? at_hand[k] : s->data == NULL ? NULL : (float *)s->data + place;
+            if (s->format != RMSFAST_AS_THEY_ARE)
+                load_any(at_hand[k], s, place, paired);
+        }
+        update(x[0], x[1], x[2], x[3], g, RMSFAST_SCALED, scalars);
+        if (!common && copy->data != NULL)
+            store_[RMSFAST_NEAREST][copy->format](copy->data, NULL, place, RMSFAST_SCALED, x[0], NULL);
+        if (of_v != RMSFAST_AS_THEY_ARE)
+            STORE_BLOCK(at_hand[1], of_v, 1, &numbers[1], place);
+        if (of_w != RMSFAST_AS_THEY_ARE)
+            STORE_BLOCK(at_hand[0], of_w, draws_w, &numbers[0], place);
+        for (int k = 2; k < RMSFAST_COPY && !common; k++)
+            if (numbers[k].format != RMSFAST_AS_THEY_ARE)
+                store_any(at_hand[k], &numbers[k], place, paired);
+    }
+}
+
+/* Loops without conditions for what is used most, and one for all else. */
 static void update_blocks(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
                           ptrdiff_t place, ptrdiff_t n, rmsfast_update update, const rmsfast_scalars *scalars)
 {
-    int paired = numbers[RMSFAST_COPY].data == NULL && grad->format == RMSFAST_BFLOAT16;
+    const int of_grad = grad->format, of_w = numbers[0].format, draws_w = numbers[0].draws, of_v = numbers[1].format;
+    const int others = numbers[2].data != NULL || numbers[3].data != NULL || numbers[RMSFAST_COPY].data != NULL;
+    int paired = numbers[RMSFAST_COPY].data == NULL && of_grad == RMSFAST_BFLOAT16;
     for (int k = 0; k < RMSFAST_COPY; k++) {
         const int format = numbers[k].format;
         paired &= numbers[k].data == NULL || format == RMSFAST_BFLOAT16 || format == RMSFAST_SPLIT ||
                   format >= RMSFAST_UNSIGNED8;
     }
-    for (ptrdiff_t i = 0; i < n; i += RMSFAST_SCALED)
-        if (paired)
-            update_whole(numbers, grad, done + i, place + i, update, scalars, 1);
-        else
-            update_whole(numbers, grad, done + i, place + i, update, scalars, 0);
+#define UPDATE(common, paired, of_grad, of_w, draws_w, of_v)                                                           \
+    update_whole(numbers, grad, done, place, n, update, scalars, common, paired, of_grad, of_w, draws_w, of_v)
+#define COMMON(is_paired, grads, parameters, draws, square_avgs)                                                       \
+    if (!others && of_grad == RMSFAST_##grads && of_w == RMSFAST_##parameters && draws_w == (draws) &&                 \
+        of_v == RMSFAST_##square_avgs)                                                                                 \
+        UPDATE(1, is_paired, RMSFAST_##grads, RMSFAST_##parameters, draws, RMSFAST_##square_avgs);                     \
+    else
+    COMMON(0, AS_THEY_ARE, AS_THEY_ARE, 0, BFLOAT16)
+    COMMON(0, AS_THEY_ARE, AS_THEY_ARE, 0, UNSIGNED8)
+    COMMON(0, BFLOAT16, BFLOAT16, 0, AS_THEY_ARE)
+    COMMON(1, BFLOAT16, BFLOAT16, 0, BFLOAT16)
+    COMMON(1, BFLOAT16, BFLOAT16, 1, BFLOAT16)
+    COMMON(1, BFLOAT16, BFLOAT16, 1, UNSIGNED8)
+    COMMON(1, BFLOAT16, SPLIT, 0, BFLOAT16)
+    COMMON(1, BFLOAT16, SPLIT, 0, UNSIGNED8)
+    UPDATE(0, paired, of_grad, of_w, draws_w, of_v);
+#undef COMMON
+#undef UPDATE
 }
 #endif

@@ -49,12 +49,12 @@ RMSFAST_INLINE WORDS NAME(as_upper)(WORDS bits) { return (bits + 0x7fff + (bits 
 RMSFAST_INLINE WORDS NAME(away_from_zero)(WORDS bits) { return (bits + 0x8000) >> 16; }
 RMSFAST_INLINE WORDS NAME(towards_upper)(WORDS bits, WORDS random) { return (bits + random) >> 16; }
 
-/* `rest` has a sign. No smaller bits belong to a zero, which the user may have written, than its own: the sum would wrap
+/* `upper` is in the upper half, and `rest` has a sign. No smaller bits belong to a zero, which the user may have written, than its own: the sum would wrap
    around to bits that no other master has. */
 RMSFAST_INLINE FLOATS NAME(joined)(WORDS upper, WORDS rest)
 {
-    const WORDS bits = (upper << 16) + rest;
-    return NUMBERS(EITHER(LESS(ALL(0x7fff7fff), bits & MAGNITUDE), upper << 16, bits));
+    const WORDS bits = upper + rest;
+    return NUMBERS(EITHER(LESS(ALL(0x7fff7fff), bits & MAGNITUDE), upper, bits));
 }
 
 /* ---- 8 bits. A number's `exponent` is that of its block's smallest power of two ---- */
@@ -95,7 +95,8 @@ RMSFAST_INLINE WORDS NAME(as_signed8)(WORDS bits, uint32_t exponent, const int d
     const float units_16 = float_of((254 + 16 + MANTISSA - exponent) << 23); /* 2¹⁶ over the spacing of small numbers */
     const WORDS size = bits & MAGNITUDE;
     const MASK is_small = LESS(size, ALL(exponent << 23));
-    const WORDS small = (AS_WORDS(NUMBERS(EITHER(is_small, size, ALL(0))) * units_16) + (draws ? random : ALL(0x8000))) >> 16;
+    const WORDS fraction = draws ? random : ALL(0x8000);
+    const WORDS small = (AS_WORDS(NUMBERS(EITHER(is_small, size, ALL(0))) * units_16) + fraction) >> 16;
     const WORDS usual = NAME(cut)(size, draws, random) - ((exponent - 1) << MANTISSA);
     const WORDS sign = EITHER(LESS(ALL(INFINITE), size), ALL(0), bits >> 24 & 128);
     return LOWER(EITHER(is_small, small, usual), ALL(127)) | sign;

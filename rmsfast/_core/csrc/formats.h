@@ -121,7 +121,7 @@ LOAD(split)
     const uint16_t *h = (const uint16_t *)data + start;
     const int16_t *rest = (const int16_t *)more + start;
     for (ptrdiff_t i = 0; i < n; i++)
-        x[i] = joined_one(h[i], (uint32_t)rest[i]);
+        x[i] = joined_one((uint32_t)h[i] << 16, (uint32_t)rest[i]);
 }
 
 STORE(store_split)
