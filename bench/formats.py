@@ -1,9 +1,10 @@
 """What each format costs and keeps beside float32: `python -m bench.formats`.
 
-One large parameter out of the cache on all threads, and one in the cache on one thread. Beside stand what a user would
-have instead: PyTorch's RMSprop in float32 and bfloat16, and bitsandbytes' RMSprop8bit, where they are installed. In one
-process, in turn, minima. Bytes are those of a parameter and all of its state, counted in the arrays themselves; "moved"
-are the bytes that a step must read and write for an element, its gradient included. Needs `pip install ".[bench]"`.
+One large parameter out of the cache on all threads, one in the cache on one thread, and two cases between. Beside stand
+what a user would have instead: PyTorch's RMSprop in float32 and bfloat16, and bitsandbytes' RMSprop8bit, where they are
+installed. In one process, in turn, minima. Bytes are those of a parameter and all of its state, counted in the arrays
+themselves; "moved" are the bytes that a step must read and write for an element, its gradient included. Needs
+`pip install ".[bench]"`.
 """
 
 import argparse
@@ -28,7 +29,13 @@ from bench.timing import BUSY, rounds, unrest
 
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 PLAIN = "float32"
-CASES = {"1x16M": (16_777_216, None), "1x16k": (16_384, 1)}  # elements, and threads: None are all
+# Arrays, elements of each, and threads: None are all.
+CASES = {
+    "1x16M": (1, 1 << 24, None),
+    "1x16k": (1, 1 << 14, 1),
+    "1x1M": (1, 1 << 20, None),
+    "20x64k": (20, 1 << 16, None),
+}
 
 
 class Format(NamedTuple):
@@ -57,20 +64,22 @@ class Contender(NamedTuple):
     moved: int | None
 
 
-def ours(name: str, w: np.ndarray, g: np.ndarray, threads: int) -> Contender:
+def ours(name: str, params: list[np.ndarray], grads: list[np.ndarray], threads: int) -> Contender:
     chosen = FORMATS[name]
-    w, g = w.astype(chosen.dtype), g.astype(chosen.dtype)
-    opt = rmsfast.RMSProp(w, LR, BETA, EPS, num_threads=threads, **chosen.settings)
-    copies = [np.zeros(w.shape, BFLOAT16)] if chosen.mirror else []
+    params, grads = [w.astype(chosen.dtype) for w in params], [g.astype(chosen.dtype) for g in grads]
+    opt = rmsfast.RMSProp(params, LR, BETA, EPS, num_threads=threads, **chosen.settings)
+    copies = [np.zeros(w.shape, BFLOAT16) for w in params] if chosen.mirror else []
     if copies:
         opt.mirror(copies)
-    opt.step(g)
-    moves_as_it_should(name, opt, g)
-    arrays = [w, *copies, *(a for entry in opt.state.values() for a in entry.values() if isinstance(a, np.ndarray))]
-    return Contender(lambda: opt.step(g), sum(a.nbytes for a in arrays) / w.size, chosen.moved)
+    opt.step(grads)
+    moves_as_it_should(name, grads[0])
+    state = [a for entry in opt.state.values() for a in entry.values() if isinstance(a, np.ndarray)]
+    elements = sum(w.size for w in params)
+    kept = sum(a.nbytes for a in (*params, *copies, *state)) / elements
+    return Contender(lambda: opt.step(grads), kept, chosen.moved)
 
 
-def moves_as_it_should(name: str, opt: rmsfast.RMSProp, g: np.ndarray) -> None:
+def moves_as_it_should(name: str, g: np.ndarray) -> None:
     """Raise an error if the reference, which is the specification, moves a copy of some elements otherwise."""
     before = np.ones(100, g.dtype)
     after = before.copy()
@@ -82,7 +91,9 @@ def moves_as_it_should(name: str, opt: rmsfast.RMSProp, g: np.ndarray) -> None:
         raise AssertionError(f"{name}: another result than the reference's")
 
 
-def torch_contenders(w: np.ndarray, g: np.ndarray, threads: int) -> Iterable[tuple[str, Contender]]:
+def torch_contenders(
+    params: list[np.ndarray], grads: list[np.ndarray], threads: int
+) -> Iterable[tuple[str, Contender]]:
     try:
         import torch
     except ImportError:
@@ -90,13 +101,19 @@ def torch_contenders(w: np.ndarray, g: np.ndarray, threads: int) -> Iterable[tup
     torch.set_num_threads(threads)
 
     def with_class(cls: type, dtype: Any, **settings: Any) -> Contender:
-        p = torch.nn.Parameter(torch.from_numpy(w.copy()).to(dtype))
-        p.grad = torch.from_numpy(g.copy()).to(dtype)
-        optimizer = cls([p], lr=LR, alpha=BETA, eps=EPS, **settings)
+        tensors = [torch.nn.Parameter(torch.from_numpy(w.copy()).to(dtype)) for w in params]
+        for p, g in zip(tensors, grads, strict=True):
+            p.grad = torch.from_numpy(g.copy()).to(dtype)
+        optimizer = cls(tensors, lr=LR, alpha=BETA, eps=EPS, **settings)
         optimizer.step()
-        of_elements = {k: t for k, t in optimizer.state[p].items() if torch.is_tensor(t) and k not in ("qmap1", "step")}
-        kept = sum(t.nbytes for t in (p, *of_elements.values()))
-        return Contender(optimizer.step, kept / w.size, None)
+        states = [
+            t
+            for entry in optimizer.state.values()
+            for k, t in entry.items()
+            if torch.is_tensor(t) and k not in ("qmap1", "step")
+        ]
+        kept = sum(t.nbytes for t in (*tensors, *states)) / sum(p.numel() for p in tensors)
+        return Contender(optimizer.step, kept, None)
 
     yield "PyTorch, float32", with_class(torch.optim.RMSprop, torch.float32, foreach=True)
     yield "PyTorch, bfloat16", with_class(torch.optim.RMSprop, torch.bfloat16, foreach=True)
@@ -107,12 +124,13 @@ def torch_contenders(w: np.ndarray, g: np.ndarray, threads: int) -> Iterable[tup
     yield "bitsandbytes, float32, 8-bit state", with_class(RMSprop8bit, torch.float32)
 
 
-def measure(size: int, threads: int, seconds: float) -> dict[str, Any]:
+def measure(count: int, size: int, threads: int, seconds: float) -> dict[str, Any]:
     """Return what each contender takes and keeps in one case, and how busy the machine was."""
     rng = np.random.default_rng(0)
-    w, g = rng.uniform(-1, 1, size).astype(np.float32), rng.uniform(0.05, 0.5, size).astype(np.float32)
-    contenders = {name: ours(name, w, g, threads) for name in FORMATS}
-    contenders.update(torch_contenders(w, g, threads))
+    params = [rng.uniform(-1, 1, size).astype(np.float32) for _ in range(count)]
+    grads = [rng.uniform(0.05, 0.5, size).astype(np.float32) for _ in range(count)]
+    contenders = {name: ours(name, params, grads, threads) for name in FORMATS}
+    contenders.update(torch_contenders(params, grads, threads))
     rest = partial(sleep, 0.005)  # the idle threads of other pools go to sleep
     times = rounds({"": rest, **{name: one.step for name, one in contenders.items()}}, seconds)
     del times[""]
@@ -120,7 +138,7 @@ def measure(size: int, threads: int, seconds: float) -> dict[str, Any]:
         name: {"seconds": min(times[name]), "kept": one.kept, "moved": one.moved, "ours": name in FORMATS}
         for name, one in contenders.items()
     }
-    return {"size": size, "threads": threads, "unrest": unrest(times), "found": found}
+    return {"size": count * size, "threads": threads, "unrest": unrest(times), "found": found}
 
 
 def title(case: str, run: dict) -> str:
@@ -164,14 +182,15 @@ def markdown_of(case: str, run: dict) -> str:
 
 
 def draw(report: dict, path: Path) -> None:
-    """Points: bytes kept for a parameter against time. Its title is what the first case says."""
+    """Points for the first two cases: bytes kept against time. The title is what the first case says."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(report), figsize=(8 * len(report), 6), layout="constrained", squeeze=False)
-    for axes, (case, run) in zip(panels.flat, report.items(), strict=True):
+    shown = dict(list(report.items())[:2])
+    figure, panels = plt.subplots(1, len(shown), figsize=(8 * len(shown), 6), layout="constrained", squeeze=False)
+    for axes, (case, run) in zip(panels.flat, shown.items(), strict=True):
         points = sorted(run["found"].items(), key=lambda item: not item[1]["ours"])
         for k, (name, one) in enumerate(points):
             nanoseconds = one["seconds"] / run["size"] * 1e9
@@ -211,8 +230,8 @@ def main() -> None:
     report: dict[str, dict[str, Any]] = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=len(CASES))
-        for case, (size, threads) in CASES.items():
-            report[case] = measure(size, threads or options.threads, options.seconds)
+        for case, (count, size, threads) in CASES.items():
+            report[case] = measure(count, size, threads or options.threads, options.seconds)
             progress.advance(task)
     for case, run in report.items():
         console.print(table_of(case, run))

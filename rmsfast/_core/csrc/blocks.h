@@ -347,8 +347,10 @@ RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], co
                 load_any(at_hand[k], s, place, paired);
         }
         update(x[0], x[1], x[2], x[3], g, RMSFAST_SCALED, scalars);
-        if (!common && copy->data != NULL)
-            store_[RMSFAST_NEAREST][copy->format](copy->data, NULL, place, RMSFAST_SCALED, x[0], NULL);
+        if (!common && copy->data != NULL) {
+            memcpy(at_hand[RMSFAST_COPY], x[0], sizeof at_hand[RMSFAST_COPY]); /* over the gradient: NaNs are replaced */
+            store_any(at_hand[RMSFAST_COPY], copy, place, 0);
+        }
         if (of_v != RMSFAST_AS_THEY_ARE)
             STORE_BLOCK(at_hand[1], of_v, 1, &numbers[1], place);
         if (of_w != RMSFAST_AS_THEY_ARE)
