@@ -41,11 +41,11 @@ export const LANDSCAPES = {
     ravine: {
         title: "Ravine",
         formula: "f(x) = 0.1·x₁² + 2·x₂²",
-        text: "x₂ is 20 times as steep as x₁. One rate has to serve both.",
+        text: "One direction is 20 times as steep as the other. A single rate has to serve both.",
         view: { x: -0.6, y: -0.3, half: 3.9 },
         start: [-5, -2],
         lr: 0.4,
-        steps: 40,
+        steps: 20,
         rates: { sgd: 0.2, momentum: 0.05, adagrad: 2, adadelta: 0.05, adam: 0.7 },
         loss: ([x, y]) => 0.1 * (x * x) + 2 * (y * y),
         gradient: ([x, y]) => [0.2 * x, 4 * y],
@@ -69,7 +69,7 @@ export const LANDSCAPES = {
     saddle: {
         title: "Saddle",
         formula: "f(x) = x₁²/2 + (x₂² − 4)²/16",
-        text: "The start is almost on the ridge, where x₂ has nearly no gradient. Dividing by √v makes a step of it.",
+        text: "On the ridge between the two valleys, the slope towards them is nearly 0. Dividing by √v makes a step of it.",
         view: { x: -0.5, y: 0, half: 3.6 },
         start: [-4, 0.01],
         lr: 0.15,
@@ -83,7 +83,7 @@ export const LANDSCAPES = {
     noisy: {
         title: "Noisy bowl",
         formula: "f(x) = 0.1·x₁² + 0.5·x₂², and noise of size 1 in each gradient",
-        text: "Each gradient is off by chance, as with small batches. Near the minimum only the noise is left.",
+        text: "Each gradient has an error, as with small batches. Near the minimum, only the error is left.",
         view: { x: -0.5, y: -0.2, half: 3.9 },
         start: [-4.5, -2.5],
         lr: 0.2,
@@ -98,7 +98,7 @@ export const LANDSCAPES = {
     moving: {
         title: "Moving valley",
         formula: "f(x) = (x₁ − c₁)²/2 + (x₂ − c₂)²/2, where c goes round",
-        text: "The minimum goes round a square, once in 80 steps. A sum of all gradients forgets nothing, and falls behind.",
+        text: "The minimum goes round a square, once in 80 steps. What remembers too much falls behind.",
         view: { x: 0, y: 0, half: 4.2 },
         start: [-4.5, -1],
         lr: 0.3,

@@ -76,6 +76,18 @@ function showProblems() {
     );
 }
 
+/** Mark the story that the page shows, whatever the step, and say what one sees there. */
+function showStory() {
+    const address = toAddress({ ...state, step: state.steps, speed: 5 });
+    for (const link of find("stories").children) {
+        const current = link.getAttribute("href") === `#${address}`;
+        if (current) link.setAttribute("aria-current", "true");
+        else link.removeAttribute("aria-current");
+    }
+    const text = STORIES.find((story) => story.address === address)?.text ?? "";
+    if (find("story").textContent !== text) find("story").textContent = text;
+}
+
 // ---- Time ----
 
 let began = 0;
@@ -194,10 +206,10 @@ for (const { title, address } of STORIES) {
 }
 document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault(); // the address belongs to the state
-    find("map").focus();
+    document.querySelector(".handle").focus();
 });
 const settings = createSettings(find("settings"), actions);
-const player = createPlayer(find("player"), actions, settings.parts.steps);
+const player = createPlayer(find("player"), actions);
 const racers = createRacers(find("racers"), actions);
 const loss = createLoss(find("loss"), actions);
 const charts = createCharts(find("charts"), actions);
@@ -217,10 +229,7 @@ views = [
         const { path } = result.racers.rmsprop;
         const x = path[state.step - 1];
         formula.render(model, x && gradientAt(result.terrain, state, x, state.step));
-        for (const link of find("stories").children) {
-            if (link.getAttribute("href") === `#${toAddress(state)}`) link.setAttribute("aria-current", "true");
-            else link.removeAttribute("aria-current");
-        }
+        showStory();
     },
 ];
 find("starting").remove();

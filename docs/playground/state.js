@@ -18,7 +18,7 @@ export const RACERS = {
     adadelta: { title: "AdaDelta", rate: "ε", note: "ρ 0.9, no rate" },
     adagrad: { title: "AdaGrad", rate: "η", note: "sums all g²" },
     momentum: { title: "Momentum", rate: "η", note: "μ 0.9" },
-    sgd: { title: "Gradient descent", rate: "η", note: "no memory" },
+    sgd: { title: "SGD", rate: "η", note: "no memory" },
 };
 export const SPIKES = [10, 1000, 1e6];
 export const SPEEDS = [2, 5, 10, 20, 60];

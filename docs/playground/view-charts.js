@@ -8,7 +8,7 @@ import { html, linearScale, logScale, say, signedLogScale, svg, whenSized } from
  * at the end of lines. `at` is the step that the page shows.
  */
 function drawChart(host, { width, height, label, steps, from = 0, at, scale, series, rules = [], ends = [], spikes = [], onpick }) {
-    const margin = { left: 46, right: ends.length ? 116 : 12, top: 10, bottom: 24 };
+    const margin = { left: 46, right: ends.length ? 94 : 12, top: 10, bottom: 24 };
     const [inner, tall] = [width - margin.left - margin.right, height - margin.top - margin.bottom];
     const x = (step) => margin.left + ((step - from) / Math.max(1, steps - from)) * inner;
     const y = (value) => margin.top + (1 - Math.min(Math.max(scale.at(value), -1), 2)) * tall;
@@ -97,19 +97,15 @@ export function createLoss(root, actions) {
 /** A racer's losses, and where it got lost, one number above all. */
 const padded = ({ losses, lost }, highest) => (lost ? [...losses, highest * 1e30] : losses);
 
-const ROWS = [
-    { key: "g", title: "gradient g" },
-    { key: "root", title: "divisor" },
-    { key: "step", title: "step" },
-];
+const ROWS = ["g", "root", "step"];
 
 /** For each coordinate, three charts of RMSProp: gradient, divisor, step. */
 export function createCharts(root, actions) {
     const cells = [0, 1].map((i) =>
-        ROWS.map(({ key }) => {
+        ROWS.map((key) => {
             const chart = html("div", { id: `chart-${key}-${i + 1}`, class: "chart" });
             const title = html("h3");
-            root.append(html("div", { class: "cell", style: `grid-column: ${i + 1}; grid-row: ${ROWS.findIndex((row) => row.key === key) + 1}` }, title, chart));
+            root.append(html("div", { class: "cell", style: `--coordinate: ${i + 1}; --what: ${ROWS.indexOf(key) + 1}` }, title, chart));
             return { title, chart };
         }),
     );
@@ -135,7 +131,7 @@ export function createCharts(root, actions) {
             cellG.title.replaceChildren(html("i", { text: "g" }), ` of ${name}: the gradient`);
             drawChart(cellG.chart, { ...common, scale: scaleOf(g, state.spikes.length > 0), series: [{ className: "rmsprop", values: g, dots: true }], label: `Gradient of ${name} by step.` });
 
-            cellRoot.title.replaceChildren(html("i", { text: divisor }), html("span", { class: "key", text: "|g|" }), width < 240 ? "" : ": the divisor, and the size of g");
+            cellRoot.title.replaceChildren(html("i", { text: divisor }), html("span", { class: "key", text: "|g|" }), width < 240 ? "" : ` of ${name}: the divisor, and the size of g`);
             const positive = finite([...root, ...size].filter((value) => value > 0));
             const top = Math.max(...positive, 1e-8);
             drawChart(cellRoot.chart, {

@@ -26,14 +26,14 @@ const STOPS = {
 
 // The name of each setting, and what it does, in a few words.
 const TEXTS = {
-    angle: ["Rotation", "in degrees. The axes no longer lie along the valley."],
+    angle: ["Rotation", "in degrees"],
     lr: ["η", "learning rate"],
     beta: ["β", "decay: how long it remembers"],
     eps: ["ε", "added to the divisor"],
     momentum: ["μ", "momentum"],
     initial_square_avg: ["v₀", "where v starts"],
     clip_value: ["Clip", "limit of each |g|"],
-    steps: ["Steps", "of a run"],
+    steps: ["Steps", "of the run"],
     centered: ["Centered", "v − m² in the place of v: the variance of g"],
     bias_correction: ["Bias correction", "divides v by 1 − βᵗ, as Adam does"],
     eps_inside_sqrt: ["ε inside the root", "√(v + ε) in the place of √v + ε"],
@@ -163,7 +163,7 @@ export function createSettings(root, actions) {
     const rows = (...names) => names.map((name) => parts[name].row);
     const more = html("details", {}, html("summary", { text: "More settings" }), ...rows("initial_square_avg", "clip_value", "lr_in_momentum", "nesterov"));
     root.append(
-        html("fieldset", {}, html("legend", { text: "Landscape" }), html("div", { class: "chips" }, ...landscapes.map(({ label }) => label)), ...rows("angle"), html("div", { class: "pair" }, html("span", { class: "words", text: "Start" }), ...start.map(({ row }) => row))),
+        html("fieldset", {}, html("legend", { text: "Landscape" }), html("div", { class: "chips" }, ...landscapes.map(({ label }) => label)), ...rows("angle"), html("div", { class: "pair" }, html("span", { class: "words", text: "Start" }), ...start.map(({ row }) => row)), ...rows("steps")),
         html(
             "fieldset", {}, html("legend", { text: "RMSProp" }),
             html("label", { class: "field", for: "dialect" }, html("span", { text: "As in" }), dialects),
@@ -172,7 +172,6 @@ export function createSettings(root, actions) {
     );
     const used = ["initial_square_avg", "clip_value", "lr_in_momentum", "nesterov"];
     return {
-        parts,
         render(model) {
             const { state } = model;
             for (const { name, box } of landscapes) box.checked = state.landscape === name;
@@ -199,9 +198,11 @@ export function createRacers(root, actions) {
         const row = html("div", { class: "racer-row" }, box, label, settings, html("span", { class: "note words", text: note ?? "" }), loss);
         return { name, box, number, loss, row };
     });
-    root.append(html("div", { class: "racer-row head", "aria-hidden": "true" }, html("span"), html("span", { text: "" }), html("span", { text: "" }), html("span"), html("span", { class: "loss", text: "loss" })), ...rows.map(({ row }) => row));
+    const now = html("span", { class: "loss" });
+    root.append(html("div", { class: "racer-row head" }, now), ...rows.map(({ row }) => row));
     return {
         render({ state, result }) {
+            now.textContent = `loss after ${state.step} steps`;
             for (const { name, box, number, loss, row } of rows) {
                 const { losses, lost } = result.racers[name];
                 box.checked = !state.hide.includes(name);
@@ -221,20 +222,20 @@ const icon = (name) => {
 };
 
 /** Play, pause, single steps, speed, and the spike. */
-export function createPlayer(root, actions, steps) {
+export function createPlayer(root, actions) {
     const button = (name, label, onclick) => html("button", { type: "button", class: "round", id: name, "aria-label": label, title: label, onclick }, icon(name));
     const play = html("button", { type: "button", id: "play", class: "main", onclick: actions.togglePlay });
     const time = html("input", { type: "range", id: "time", min: 0, "aria-label": "Step", oninput: () => actions.goTo(Number(time.value)) });
     const shown = html("output", { id: "time-text", for: "time" });
     const speed = html("select", { id: "speed", onchange: () => actions.change({ speed: Number(speed.value) }) });
-    for (const each of SPEEDS) speed.append(html("option", { value: each, text: `${each} steps a second` }));
+    for (const each of SPEEDS) speed.append(html("option", { value: each, text: `${each} steps/s` }));
     const spike = html("button", { type: "button", id: "spike", onclick: actions.addSpike }, html("span", { text: "Spike the next gradient" }));
     const size = html("select", { id: "spike-size", "aria-label": "Size of the spike", onchange: () => actions.change({ spike: Number(size.value) }) });
     for (const each of SPIKES) size.append(html("option", { value: each, text: `+ ${say(each)}` }));
     const clear = html("button", { type: "button", id: "clear-spikes", class: "quiet", text: "Remove spikes", onclick: () => actions.change({ spikes: [] }) });
     root.append(
         html("div", { class: "line" }, button("first", "To the start", () => actions.goTo(0)), button("back", "One step back", () => actions.goTo(-1, true)), play, button("step", "One step", () => actions.goTo(1, true)), time, shown),
-        html("div", { class: "line" }, html("span", { class: "joined" }, spike, size), clear, html("label", { class: "speed" }, html("span", { class: "hidden", text: "Speed" }), speed), steps.row),
+        html("div", { class: "line" }, html("span", { class: "joined" }, spike, size), clear, html("label", { class: "speed" }, html("span", { class: "words", text: "Speed " }), speed)),
     );
     return {
         render({ state, playing }) {

@@ -35,7 +35,7 @@ function lines(state, record, raw) {
         inside ? "The divisor. Below the root, ε counts as √ε." : `The divisor: the recent size of g${centered ? ", less its mean" : ""}.`,
     );
     if (mu === 0) {
-        add((i) => after.w[i], "x ← x − η·g / d", (i) => `${say(before.w[i], 4)} − ${say(lr, 4)}·${n(g[i])} / ${say(root[i], 4)}`, "The step has nearly the size of η, whatever the size of g.");
+        add((i) => after.w[i], "x ← x − η·g / d", (i) => `${say(before.w[i], 4)} − ${say(lr, 4)}·${n(g[i])} / ${say(root[i], 4)}`, "The step: η times g over its recent size.");
         return all;
     }
     const quotient = (i) => (state.lr_in_momentum ? `${say(lr, 4)}·${n(g[i])} / ${say(root[i], 4)}` : `${n(g[i])} / ${say(root[i], 4)}`);

@@ -17,9 +17,10 @@ export function createMap(root, text, actions) {
         "aria-label": "Start", "aria-describedby": "handle-help", "aria-valuemin": -100, "aria-valuemax": 100,
     });
     const help = html("span", { id: "handle-help", class: "hidden", text: "Arrow keys move the start by 0.1, with Shift by 1." });
-    const legend = html("p", { class: "hint", text: "Drag the ring, or click where to start. Keys: arrows, with Shift in larger steps." });
+    const legend = html("p", { class: "hint", text: "Drag the ring, or click where the start should be." });
     const frame = html("div", { class: "frame" }, canvas, picture, handle);
-    root.append(frame, help, legend);
+    root.append(frame, help);
+    root.after(legend);
 
     let width = 0;
     let model = null;
@@ -208,7 +209,7 @@ export function createMap(root, text, actions) {
         for (const name of Object.keys(RACERS)) {
             const head = heads[name];
             if (!head || head[0] < 0 || head[0] > width || head[1] < 0 || head[1] > height()) continue;
-            const wide = RACERS[name].title.length * 7.2;
+            const wide = RACERS[name].title.length * 8.6;
             for (const [dx, dy] of [[10, -9], [10, 18], [-10 - wide, -9], [-10 - wide, 18]]) {
                 const box = [head[0] + dx, head[1] + dy - 12, head[0] + dx + wide, head[1] + dy + 3];
                 if (box[0] < 4 || box[2] > width - 4 || box[1] < 4 || box[3] > height() - 22) continue;
@@ -260,7 +261,7 @@ export function createMap(root, text, actions) {
         render(next) {
             model = next;
             const { terrain } = model.result;
-            text.replaceChildren(html("h2", { text: terrain.title }), html("p", { class: "formula", text: terrain.formula }), html("p", { text: terrain.text }));
+            text.replaceChildren(html("h2", { text: terrain.title }), html("p", { class: "formula", text: `${terrain.formula}${terrain.angle ? `, turned by ${terrain.angle}°` : ""}` }), html("p", { text: terrain.text }));
             draw(model.state.step);
         },
         draw,

@@ -72,8 +72,12 @@ export function logScale(low, high) {
     if (!(last - first > 1)) [first, last] = [(first + last) / 2 - 0.6, (first + last) / 2 + 0.6];
     const every = Math.max(1, Math.ceil((last - first) / 4));
     const ticks = [];
-    for (let k = Math.ceil(first - 1e-9); k <= last + 1e-9; k++) if (k % every === 0) ticks.push(10 ** k);
-    return { at: (x) => (x > 0 ? (Math.log10(x) - first) / (last - first) : -0.2), ticks };
+    for (let k = Math.floor(first); k <= last + 1e-9; k++) {
+        if (k % every !== 0) continue;
+        for (const digit of last - first > 2.5 ? [1] : last - first > 1.5 ? [1, 3] : [1, 2, 5]) ticks.push(Number(`${digit}e${k}`));
+    }
+    const at = (x) => (x > 0 ? (Math.log10(x) - first) / (last - first) : -0.2);
+    return { at, ticks: ticks.filter((x) => at(x) >= -1e-9 && at(x) <= 1 + 1e-9) };
 }
 
 /** Both signs and many sizes: linear up to `small`, logarithmic beyond. */
