@@ -13,8 +13,12 @@ export const DIALECTS = {
     keras: {
         title: "Keras 3",
         takes: {
-            lr: ["learning_rate", 1e-3], beta: ["rho", 0.9], eps: ["epsilon", 1e-7], ...COMMON,
-            clip_value: ["clipvalue", null], clip_norm: ["clipnorm", null],
+            lr: ["learning_rate", 1e-3],
+            beta: ["rho", 0.9],
+            eps: ["epsilon", 1e-7],
+            ...COMMON,
+            clip_value: ["clipvalue", null],
+            clip_norm: ["clipnorm", null],
         },
         fixed: { eps_inside_sqrt: true, lr_in_momentum: true, decoupled_weight_decay: true },
     },
@@ -26,8 +30,13 @@ export const DIALECTS = {
     optax: {
         title: "Optax",
         takes: {
-            lr: ["learning_rate"], beta: ["decay", 0.9], eps: ["eps", 1e-8], ...COMMON, nesterov: ["nesterov", false],
-            eps_inside_sqrt: ["eps_in_sqrt", true], initial_square_avg: ["initial_scale", 0],
+            lr: ["learning_rate"],
+            beta: ["decay", 0.9],
+            eps: ["eps", 1e-8],
+            ...COMMON,
+            nesterov: ["nesterov", false],
+            eps_inside_sqrt: ["eps_in_sqrt", true],
+            initial_square_avg: ["initial_scale", 0],
             bias_correction: ["bias_correction", false],
         },
         fixed: { lr_in_momentum: true },
@@ -35,7 +44,10 @@ export const DIALECTS = {
     timm: {
         title: "timm",
         takes: {
-            lr: ["lr", 1e-2], beta: ["alpha", 0.9], eps: ["eps", 1e-10], ...COMMON,
+            lr: ["lr", 1e-2],
+            beta: ["alpha", 0.9],
+            eps: ["eps", 1e-10],
+            ...COMMON,
             lr_in_momentum: ["lr_in_momentum", true],
         },
         fixed: { eps_inside_sqrt: true, initial_square_avg: 1 },
@@ -48,8 +60,12 @@ export const DIALECTS = {
     mxnet: {
         title: "MXNet 1.x",
         takes: {
-            lr: ["learning_rate", 1e-3], beta: ["gamma1", 0.9], eps: ["epsilon", 1e-8], momentum: ["gamma2", 0.9],
-            centered: ["centered", false], clip_value: ["clip_gradient", null],
+            lr: ["learning_rate", 1e-3],
+            beta: ["gamma1", 0.9],
+            eps: ["epsilon", 1e-8],
+            momentum: ["gamma2", 0.9],
+            centered: ["centered", false],
+            clip_value: ["clip_gradient", null],
         },
         fixed: { eps_inside_sqrt: true, lr_in_momentum: true },
     },
@@ -75,7 +91,8 @@ export function dialect(name, args = {}) {
     const settings = { ...fixed };
     for (const [ours, [argument, standard]] of Object.entries(takes)) {
         settings[ours] = Object.hasOwn(args, argument) ? args[argument] : standard;
-        if (settings[ours] === undefined) throw new Error(`${argument}: nothing, expected a number: ${name} has no default`);
+        if (settings[ours] === undefined)
+            throw new Error(`${argument}: nothing, expected a number: ${name} has no default`);
     }
     if (name === "optax") settings.nesterov = settings.nesterov && settings.momentum !== 0; // which Optax ignores
     if (name === "mxnet" && !settings.centered) settings.momentum = 0; // its plain form has none
@@ -95,8 +112,10 @@ export function asDialect(name, settings, defaults) {
         if (Object.hasOwn(settings, ours) && !idle && settings[ours] !== standard) args[argument] = settings[ours];
     }
     const theirs = { ...defaults, ...dialect(name, args) };
-    // Without a momentum the place of the rate does not matter; nor does the kind of weight decay, of which there is none.
+    // Without a momentum the place of the rate does not matter. Weight decay is 0 here, so its kind does not matter either.
     const same = (key) =>
-        theirs[key] === settings[key] || key === "decoupled_weight_decay" || (key === "lr_in_momentum" && !settings.momentum);
+        theirs[key] === settings[key] ||
+        key === "decoupled_weight_decay" ||
+        (key === "lr_in_momentum" && !settings.momentum);
     return Object.keys(settings).every(same) ? args : null;
 }

@@ -69,7 +69,7 @@ export const LANDSCAPES = {
     saddle: {
         title: "Saddle",
         formula: "f(x) = x₁²/2 + (x₂² − 4)²/16",
-        text: "On the ridge between the two valleys, the slope towards them is nearly 0. Dividing by √v makes a step of it.",
+        text: "On the ridge between two valleys, the slope towards them is nearly 0. Dividing by √v makes it a step.",
         view: { x: -0.5, y: 0, half: 3.6 },
         start: [-4, 0.01],
         lr: 0.15,
@@ -77,7 +77,10 @@ export const LANDSCAPES = {
         rates: { sgd: 0.2, momentum: 0.05, adagrad: 0.7, adadelta: 0.02, adam: 0.2 },
         loss: ([x, y]) => (x * x) / 2 + ((y * y - 4) * (y * y - 4)) / 16,
         gradient: ([x, y]) => [x, (y * (y * y - 4)) / 4],
-        minima: () => [[0, 2], [0, -2]],
+        minima: () => [
+            [0, 2],
+            [0, -2],
+        ],
         python: ["x", "y * (y * y - 4) / 4"],
     },
     noisy: {
@@ -122,7 +125,15 @@ export class Terrain {
         const shape = LANDSCAPES[name];
         const { title, formula, text, view, moves = false } = shape;
         Object.assign(this, { name, angle, shape, title, formula, text, view, moves });
-        [this.cos, this.sin] = angle % 90 ? cosSin(angle) : [[1, 0], [0, 1], [-1, 0], [0, -1]][(angle / 90) % 4];
+        [this.cos, this.sin] =
+            angle % 90
+                ? cosSin(angle)
+                : [
+                      [1, 0],
+                      [0, 1],
+                      [-1, 0],
+                      [0, -1],
+                  ][(angle / 90) % 4];
     }
 
     /** The point x in the landscape's own directions. */
@@ -150,10 +161,10 @@ export class Terrain {
     /** The gradient as a Python function of the array w and the number t of steps taken so far. */
     python() {
         const { python, helper = "" } = this.shape;
-        const head = `${helper}${helper && "\n\n"}def gradient(w, t):\n`;
+        const head = `\n${helper}${helper && "\n\n"}def gradient(w, t):\n`;
         if (!this.angle) return `${head}    x, y = w\n    return np.array([${python.join(", ")}])\n`;
         return (
-            `cos, sin = ${this.cos}, ${this.sin}  # ${this.angle} degrees\n\n\n${head}` +
+            `cos, sin = ${this.cos}, ${this.sin}  # ${this.angle} degrees\n\n${head}` +
             "    x, y = cos * w[0] + sin * w[1], cos * w[1] - sin * w[0]\n" +
             `    p, q = ${python.join(", ")}\n` +
             "    return np.array([cos * p - sin * q, sin * p + cos * q])\n"

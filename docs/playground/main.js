@@ -21,7 +21,17 @@ let map = null;
 
 // ---- State ----
 
-const RERUN = ["landscape", "angle", "x1", "x2", "steps", "spikes", "spike", "rates", ...Object.keys(settingsOf(state))];
+const RERUN = [
+    "landscape",
+    "angle",
+    "x1",
+    "x2",
+    "steps",
+    "spikes",
+    "spike",
+    "rates",
+    ...Object.keys(settingsOf(state)),
+];
 
 function show(next) {
     const same = RERUN.every((name) => next[name] === state[name]);
@@ -56,6 +66,7 @@ function writeAddress() {
 }
 
 window.addEventListener("hashchange", readAddress);
+window.addEventListener("pagehide", writeAddress); // so that a reload right after a change does not lose it
 
 function readAddress() {
     pause();
@@ -109,7 +120,7 @@ function pause() {
 
 function tick(now) {
     if (!playing) return;
-    const at = Math.min(first + Math.max(0, now - began) / 1000 * state.speed, state.steps);
+    const at = Math.min(first + (Math.max(0, now - began) / 1000) * state.speed, state.steps);
     if (Math.floor(at) !== state.step) show(change(state, { step: Math.floor(at) }));
     if (!calm.matches) map.draw(at); // where motion is not wanted, the heads go from step to step
     if (at >= state.steps) {
@@ -147,7 +158,11 @@ const actions = {
     speak: (name) => show(speak(state, name)),
     setRate: (name, rate) => show(change(state, { rates: { ...state.rates, [name]: rate } })),
     toggleRacer: (name, shown) =>
-        show(change(state, { hide: Object.keys(RACERS).filter((each) => (each === name ? !shown : state.hide.includes(each))) })),
+        show(
+            change(state, {
+                hide: Object.keys(RACERS).filter((each) => (each === name ? !shown : state.hide.includes(each))),
+            }),
+        ),
     /** Put a spike into the next gradient; at the end of the run, into one after a third of it. */
     addSpike() {
         const ended = state.step === state.steps;

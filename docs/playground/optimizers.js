@@ -1,4 +1,4 @@
-// RMSProp with every setting of rmsfast in double precision, and the five optimizers beside it. Arithmetic only: no page.
+// RMSProp with every setting of rmsfast in double precision, and five other optimizers. Arithmetic only: no page.
 //
 // RMSProp here has the bits of `rmsfast.reference` in float64: the same operations on doubles, in the same order. The
 // other five are the rules of their papers. w: parameters, g: gradients, v, m, b: the averages of g² and of g, and the
@@ -42,9 +42,11 @@ export function readSetting(name, value) {
         throw new Error(`${name}: ${value}, expected ${kind.values.join(" or ")}`);
     }
     if (kind.optional && (value === null || value === Infinity)) return null;
-    const fits = typeof value === "number" && value >= kind.low && value <= kind.high && !(kind.above && value === kind.low);
+    const fits =
+        typeof value === "number" && value >= kind.low && value <= kind.high && !(kind.above && value === kind.low);
     if (fits) return value;
-    let expected = kind.high < Infinity ? `a number from ${kind.low} to ${kind.high}` : `a number ${kind.above ? ">" : "≥"} 0`;
+    let expected =
+        kind.high < Infinity ? `a number from ${kind.low} to ${kind.high}` : `a number ${kind.above ? ">" : "≥"} 0`;
     if (kind.optional) expected += " or none";
     throw new Error(`${name}: ${value}, expected ${expected}`);
 }
@@ -87,7 +89,12 @@ export class RMSProp {
         }
         const before = { w: this.w.slice(), v: this.v.slice(), m: this.m?.slice(), b: this.b?.slice() };
         this.t += 1;
-        g = this.change(clip(Float64Array.from(g, (x) => x * gradScale), s));
+        g = this.change(
+            clip(
+                Float64Array.from(g, (x) => x * gradScale),
+                s,
+            ),
+        );
 
         const { lr, beta, eps, momentum: mu } = s;
         const { w, v, m, b, a } = this;
@@ -159,7 +166,7 @@ export function norm(g) {
     return Math.sqrt(squares);
 }
 
-/** Return Σ (g·shrink)² in the order of rmsfast: blocks of 1024 elements, in each of them 8 lanes, added first to last. */
+/** Return Σ (g·shrink)² in the order of rmsfast: blocks of 1024, in each of them 8 lanes, added first to last. */
 function sumOfSquares(g, shrink) {
     let total = 0;
     for (let start = 0; start < g.length; start += 1024) {

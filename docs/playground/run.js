@@ -13,10 +13,10 @@ const MAKERS = {
 };
 
 /**
- * Run the optimizers of a state. Returns the terrain and, by racer, its path, its losses, and where it stopped being finite.
+ * Run the optimizers of a state. Returns the terrain and, for each racer, its path and its losses.
  *
- * `path[k]` and `losses[k]` are those after k steps; `records[k]` is what RMSProp computed in step k, from 1 on, with the
- * gradient of the landscape as `raw`.
+ * `path[k]` and `losses[k]` are those after k steps; `records[k]` is what RMSProp computed in step k, from 1 on.
+ * `lost` is the step whose result is not finite, or null.
  */
 export function run(state) {
     const terrain = new Terrain(state.landscape, state.angle);

@@ -8,8 +8,17 @@ import { SETTINGS, readSetting, readSettings } from "./optimizers.js";
 
 // The settings of RMSProp that have a control on the page.
 export const RMSPROP = [
-    "lr", "beta", "eps", "momentum", "nesterov", "centered", "bias_correction", "eps_inside_sqrt", "lr_in_momentum",
-    "initial_square_avg", "clip_value",
+    "lr",
+    "beta",
+    "eps",
+    "momentum",
+    "nesterov",
+    "centered",
+    "bias_correction",
+    "eps_inside_sqrt",
+    "lr_in_momentum",
+    "initial_square_avg",
+    "clip_value",
 ];
 
 export const RACERS = {
@@ -26,15 +35,26 @@ export const MOST_STEPS = 300;
 
 // Other frameworks' names, which somebody may try in the address.
 const FOREIGN = {
-    learning_rate: "lr", alpha: "beta", rho: "beta", decay: "beta", gamma: "beta", gamma1: "beta", gamma2: "momentum",
-    epsilon: "eps", eps_in_sqrt: "eps_inside_sqrt", initial_scale: "initial_square_avg", clipvalue: "clip_value",
+    learning_rate: "lr",
+    alpha: "beta",
+    rho: "beta",
+    decay: "beta",
+    gamma: "beta",
+    gamma1: "beta",
+    gamma2: "momentum",
+    epsilon: "eps",
+    eps_in_sqrt: "eps_inside_sqrt",
+    initial_scale: "initial_square_avg",
+    clipvalue: "clip_value",
     clip_gradient: "clip_value",
 };
 
 export function readNumber(name, text, low, high, whole = false) {
     const value = text.trim() === "" ? NaN : Number(text.replace("−", "-"));
     if (value >= low && value <= high && (!whole || Number.isInteger(value))) return value;
-    throw new Error(`${name}: ${text.trim() || "nothing"}, expected a ${whole ? "whole " : ""}number from ${low} to ${high}`);
+    throw new Error(
+        `${name}: ${text.trim() || "nothing"}, expected a ${whole ? "whole " : ""}number from ${low} to ${high}`,
+    );
 }
 
 function readSwitch(name, text) {
@@ -48,12 +68,16 @@ function readOne(name, text, names) {
     throw new Error(`${name}: ${text}, expected one of ${names.join(", ")}`);
 }
 
-const number = (low, high, whole) => ({ read: (name, text) => readNumber(name, text, low, high, whole), write: String });
+const number = (low, high, whole) => ({
+    read: (name, text) => readNumber(name, text, low, high, whole),
+    write: String,
+});
 
 function setting(name) {
     if (SETTINGS[name].values) return { read: readSwitch, write: (value) => (value ? "1" : "0") };
     return {
-        read: (_, text) => readSetting(name, SETTINGS[name].optional && text === "none" ? null : readNumber(name, text, 0, Infinity)),
+        read: (_, text) =>
+            readSetting(name, SETTINGS[name].optional && text === "none" ? null : readNumber(name, text, 0, Infinity)),
         write: (value) => (value === null ? "none" : String(value)),
     };
 }
@@ -85,8 +109,20 @@ export function initial(landscape = "ravine") {
     const { start, lr, steps, rates } = LANDSCAPES[landscape];
     const settings = Object.fromEntries(RMSPROP.map((name) => [name, SETTINGS[name].default]));
     return {
-        landscape, angle: 0, x1: start[0], x2: start[1], dialect: "", ...settings, lr,
-        steps, step: steps, spikes: [], spike: 1000, speed: 5, hide: [], rates: { ...rates },
+        landscape,
+        angle: 0,
+        x1: start[0],
+        x2: start[1],
+        dialect: "",
+        ...settings,
+        lr,
+        steps,
+        step: steps,
+        spikes: [],
+        spike: 1000,
+        speed: 5,
+        hide: [],
+        rates: { ...rates },
     };
 }
 
@@ -118,7 +154,7 @@ export function change(state, values) {
 
 export const defaults = () => Object.fromEntries(RMSPROP.map((name) => [name, SETTINGS[name].default]));
 
-/** Return the state in a dialect: its own decay, ε and switches. The rate stays; so do momentum and centering where it has them. */
+/** Return the state in a dialect: its decay, ε and switches. Rate, momentum and centering stay where it has them. */
 export function speak(state, name) {
     return change(state, { dialect: name, ...(name && settingsOfDialect({ ...state, dialect: name })) });
 }
@@ -169,7 +205,8 @@ export function fromAddress(text) {
         try {
             if (Object.hasOwn(FIELDS, name)) given[name] = FIELDS[name].read(name, value);
             else if (racer !== name && RACERS[racer]?.rate) rates[racer] = rateField.read(name, value);
-            else if (Object.hasOwn(FOREIGN, name)) throw new Error(`${name}: another framework's name, expected ${FOREIGN[name]}`);
+            else if (Object.hasOwn(FOREIGN, name))
+                throw new Error(`${name}: another framework's name, expected ${FOREIGN[name]}`);
             else throw new Error(`${name}: no such name, expected one of ${Object.keys(FIELDS).join(", ")}`);
         } catch (error) {
             problems.push(error.message);

@@ -4,17 +4,23 @@ export const STORIES = [
     {
         title: "The ravine",
         address: "",
-        text: "The gradient of x₂ is eight times that of x₁. The first steps are equal: each is η/√(1−β) = 1.26 long.",
+        text:
+            "The gradient of x₂ is eight times that of x₁. The first steps are equal: each is η/√(1−β) " +
+            "= 1.26 long.",
     },
     {
         title: "Turn it by 45°",
         address: "angle=45",
-        text: "RMSProp looks at each coordinate alone. Now both have gradients of the same size, and dividing no longer helps.",
+        text:
+            "RMSProp looks at each coordinate alone. Now both have gradients of the same size, and " +
+            "dividing no longer helps.",
     },
     {
         title: "Remember all: β = 1",
         address: "beta=1",
-        text: "v stays at 0, so that ε alone divides: a step is η·g/ε, millions of times too long. β must be below 1.",
+        text:
+            "v stays at 0, so that ε alone divides: a step is η·g/ε, millions of times too long. β " +
+            "must be below 1.",
     },
     {
         title: "A large ε",
@@ -24,7 +30,7 @@ export const STORIES = [
     {
         title: "v starts at 1",
         address: "dialect=tf1",
-        text: "TensorFlow 1 starts v at 1, not at 0. Where gradients are small, the first steps are smaller, too.",
+        text: "TensorFlow 1 starts v at 1, not at 0. Where gradients are small, the first steps are " + "smaller, too.",
     },
     {
         title: "With momentum",
@@ -34,12 +40,16 @@ export const STORIES = [
     {
         title: "Leave a saddle",
         address: "landscape=saddle",
-        text: "SGD stays on the ridge for a long time. RMSProp divides a tiny gradient by its own tiny size, and leaves at once.",
+        text:
+            "SGD stays on the ridge for a long time. RMSProp divides a tiny gradient by its own tiny " +
+            "size, and leaves at once.",
     },
     {
         title: "Noise",
         address: "landscape=noisy",
-        text: "Near the minimum the steps stay as long as before, because √v measures the noise. A smaller η calms them.",
+        text:
+            "Near the minimum the steps stay as long as before, because √v measures the noise. A " +
+            "smaller η calms them.",
     },
     {
         title: "Follow a moving valley",
@@ -49,11 +59,15 @@ export const STORIES = [
     {
         title: "One gradient of 1000",
         address: "landscape=moving&spikes=60",
-        text: "The spike moves x by η/√(1−β) at most. But v remembers it, and for about 100 steps nearly nothing moves.",
+        text:
+            "The spike moves x by η/√(1−β) at most. But v remembers it, and for about 80 steps nearly " +
+            "nothing moves.",
     },
     {
         title: "The same, clipped",
         address: "landscape=moving&clip_value=3&spikes=60",
-        text: "With each |g| limited to 3, the spike is a gradient like others, and RMSProp goes on. The others are not clipped.",
+        text:
+            "With each |g| limited to 3, the spike is a gradient like others, and RMSProp goes on. The " +
+            "others are not clipped.",
     },
 ];

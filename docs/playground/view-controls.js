@@ -10,7 +10,8 @@ const decades = (from, to) => {
     for (let k = from; k < to; k++) for (const digit of [1, 1.5, 2, 3, 4, 5, 7]) values.push(Number(`${digit}e${k}`));
     return [...values, Number(`1e${to}`)];
 };
-const evenly = (from, to, by) => Array.from({ length: Math.round((to - from) / by) + 1 }, (_, k) => Number((from + k * by).toFixed(6)));
+const evenly = (from, to, by) =>
+    Array.from({ length: Math.round((to - from) / by) + 1 }, (_, k) => Number((from + k * by).toFixed(6)));
 
 // Where a slider stops. Any other number in the range can be typed beside it.
 const STOPS = {
@@ -45,7 +46,12 @@ const TEXTS = {
 function numberField(name, label, write) {
     const fault = html("span", { class: "fault", role: "alert" });
     const field = html("input", {
-        type: "text", inputmode: "decimal", "aria-label": label, size: 7, autocomplete: "off", spellcheck: "false",
+        type: "text",
+        inputmode: "decimal",
+        "aria-label": label,
+        size: 7,
+        autocomplete: "off",
+        spellcheck: "false",
         onchange: () => {
             try {
                 write(field.value.trim());
@@ -58,7 +64,8 @@ function numberField(name, label, write) {
         },
     });
     return {
-        field, fault,
+        field,
+        fault,
         show(text) {
             if (field.getAttribute("aria-invalid") && document.activeElement === field) return;
             field.value = text;
@@ -72,13 +79,20 @@ function slider(name, actions) {
     const [symbol, words] = TEXTS[name];
     const stops = STOPS[name];
     const theirs = html("span", { class: "theirs" });
-    const number = numberField(name, `${symbol}, ${words}`, (text) => actions.change({ [name]: FIELDS[name].read(name, text) }));
+    const number = numberField(name, `${symbol}, ${words}`, (text) =>
+        actions.change({ [name]: FIELDS[name].read(name, text) }),
+    );
     const fail = (error) => {
         number.fault.textContent = error.message;
         range.value = range.dataset.shown;
     };
     const range = html("input", {
-        type: "range", min: 0, max: stops.length - 1, step: 1, id: `slider-${name}`, "aria-label": `${symbol}, ${words}`,
+        type: "range",
+        min: 0,
+        max: stops.length - 1,
+        step: 1,
+        id: `slider-${name}`,
+        "aria-label": `${symbol}, ${words}`,
         oninput: () => {
             try {
                 actions.change({ [name]: stops[range.value] });
@@ -89,9 +103,17 @@ function slider(name, actions) {
     });
     number.field.id = `number-${name}`;
     const row = html(
-        "div", { class: "slider" },
-        html("label", { for: range.id }, html("b", { text: symbol }), html("span", { class: "words" }, ` ${words}`, theirs)),
-        number.field, range, number.fault,
+        "div",
+        { class: "slider" },
+        html(
+            "label",
+            { for: range.id },
+            html("b", { text: symbol }),
+            html("span", { class: "words" }, ` ${words}`, theirs),
+        ),
+        number.field,
+        range,
+        number.fault,
     );
     return {
         row,
@@ -121,7 +143,9 @@ function toggle(name, actions) {
     const [title, words] = TEXTS[name];
     const fault = html("span", { class: "fault", role: "alert" });
     const box = html("input", {
-        type: "checkbox", role: "switch", id: `switch-${name}`,
+        type: "checkbox",
+        role: "switch",
+        id: `switch-${name}`,
         onchange: () => {
             try {
                 fault.textContent = "";
@@ -132,7 +156,13 @@ function toggle(name, actions) {
             }
         },
     });
-    const row = html("div", { class: "switch" }, box, html("label", { for: box.id }, html("b", { text: title }), html("span", { class: "words", text: words })), fault);
+    const row = html(
+        "div",
+        { class: "switch" },
+        box,
+        html("label", { for: box.id }, html("b", { text: title }), html("span", { class: "words", text: words })),
+        fault,
+    );
     return {
         row,
         render({ state }) {
@@ -146,28 +176,64 @@ function toggle(name, actions) {
 
 export function createSettings(root, actions) {
     const landscapes = Object.entries(LANDSCAPES).map(([name, { title }]) => {
-        const box = html("input", { type: "radio", name: "landscape", value: name, id: `landscape-${name}`, onchange: () => actions.change({ landscape: name }) });
+        const box = html("input", {
+            type: "radio",
+            name: "landscape",
+            value: name,
+            id: `landscape-${name}`,
+            onchange: () => actions.change({ landscape: name }),
+        });
         return { name, box, label: html("label", { class: "chip" }, box, html("span", { text: title })) };
     });
     const start = ["x1", "x2"].map((name, i) => {
         const label = `Start, x${"₁₂"[i]}`;
         const number = numberField(name, label, (text) => actions.change({ [name]: FIELDS[name].read(name, text) }));
         number.field.id = `number-${name}`;
-        return { name, number, row: html("label", {}, html("b", { text: `x${"₁₂"[i]} ` }), number.field, number.fault) };
+        return {
+            name,
+            number,
+            row: html("label", {}, html("b", { text: `x${"₁₂"[i]} ` }), number.field, number.fault),
+        };
     });
-    const dialects = html("select", { id: "dialect", onchange: () => actions.speak(dialects.value) }, html("option", { value: "", text: "none: my own settings" }));
-    for (const [name, { title }] of Object.entries(DIALECTS)) dialects.append(html("option", { value: name, text: title }));
+    const dialects = html(
+        "select",
+        { id: "dialect", onchange: () => actions.speak(dialects.value) },
+        html("option", { value: "", text: "none: my own settings" }),
+    );
+    for (const [name, { title }] of Object.entries(DIALECTS))
+        dialects.append(html("option", { value: name, text: title }));
     const parts = Object.fromEntries(
         Object.keys(TEXTS).map((name) => [name, (STOPS[name] ? slider : toggle)(name, actions)]),
     );
     const rows = (...names) => names.map((name) => parts[name].row);
-    const more = html("details", {}, html("summary", { text: "More settings" }), ...rows("initial_square_avg", "clip_value", "lr_in_momentum", "nesterov"));
+    const more = html(
+        "details",
+        {},
+        html("summary", { text: "More settings" }),
+        ...rows("initial_square_avg", "clip_value", "lr_in_momentum", "nesterov"),
+    );
     root.append(
-        html("fieldset", {}, html("legend", { text: "Landscape" }), html("div", { class: "chips" }, ...landscapes.map(({ label }) => label)), ...rows("angle"), html("div", { class: "pair" }, html("span", { class: "words", text: "Start" }), ...start.map(({ row }) => row)), ...rows("steps")),
         html(
-            "fieldset", {}, html("legend", { text: "RMSProp" }),
+            "fieldset",
+            {},
+            html("legend", { text: "Landscape" }),
+            html("div", { class: "chips" }, ...landscapes.map(({ label }) => label)),
+            ...rows("angle"),
+            html(
+                "div",
+                { class: "pair" },
+                html("span", { class: "words", text: "Start" }),
+                ...start.map(({ row }) => row),
+            ),
+            ...rows("steps"),
+        ),
+        html(
+            "fieldset",
+            {},
+            html("legend", { text: "RMSProp" }),
             html("label", { class: "field", for: "dialect" }, html("span", { text: "As in" }), dialects),
-            ...rows("lr", "beta", "eps", "momentum", "centered", "bias_correction", "eps_inside_sqrt"), more,
+            ...rows("lr", "beta", "eps", "momentum", "centered", "bias_correction", "eps_inside_sqrt"),
+            more,
         ),
     );
     const used = ["initial_square_avg", "clip_value", "lr_in_momentum", "nesterov"];
@@ -187,15 +253,36 @@ export function createSettings(root, actions) {
 export function createRacers(root, actions) {
     const rows = Object.entries(RACERS).map(([name, { title, rate, note }]) => {
         const box = html("input", {
-            type: "checkbox", id: `show-${name}`, "aria-label": `Show ${title}`,
+            type: "checkbox",
+            id: `show-${name}`,
+            "aria-label": `Show ${title}`,
             onchange: () => actions.toggleRacer(name, box.checked),
         });
-        const label = html("label", { for: box.id, class: "name" }, html("span", { class: `swatch ${name}`, "aria-hidden": "true" }), title);
-        const number = rate && numberField(`rate_${name}`, `${rate} of ${title}`, (text) => actions.setRate(name, readNumber(`rate_${name}`, text, 0, 1e6)));
+        const label = html(
+            "label",
+            { for: box.id, class: "name" },
+            html("span", { class: `swatch ${name}`, "aria-hidden": "true" }),
+            title,
+        );
+        const number =
+            rate &&
+            numberField(`rate_${name}`, `${rate} of ${title}`, (text) =>
+                actions.setRate(name, readNumber(`rate_${name}`, text, 0, 1e6)),
+            );
         if (number) number.field.id = `number-rate-${name}`;
         const loss = html("output", { class: "loss", id: `loss-${name}` });
-        const settings = number ? html("span", { class: "rate" }, html("b", { text: `${rate} ` }), number.field, number.fault) : html("span", { class: "rate words", text: "as set" });
-        const row = html("div", { class: "racer-row" }, box, label, settings, html("span", { class: "note words", text: note ?? "" }), loss);
+        const settings = number
+            ? html("span", { class: "rate" }, html("b", { text: `${rate} ` }), number.field, number.fault)
+            : html("span", { class: "rate words", text: "as set" });
+        const row = html(
+            "div",
+            { class: "racer-row" },
+            box,
+            label,
+            settings,
+            html("span", { class: "note words", text: note ?? "" }),
+            loss,
+        );
         return { name, box, number, loss, row };
     });
     const now = html("span", { class: "loss" });
@@ -214,7 +301,13 @@ export function createRacers(root, actions) {
     };
 }
 
-const ICONS = { first: "M6 5v14M19 5L9 12l10 7z", back: "M17 5L7 12l10 7z", play: "M7 4l13 8-13 8z", pause: "M8 5v14M16 5v14", step: "M6 5l9 7-9 7zM19 5v14" };
+const ICONS = {
+    first: "M6 5v14M19 5L9 12l10 7z",
+    back: "M17 5L7 12l10 7z",
+    play: "M7 4l13 8-13 8z",
+    pause: "M8 5v14M16 5v14",
+    step: "M6 5l9 7-9 7zM19 5v14",
+};
 const icon = (name) => {
     const holder = html("span", { class: `icon ${name}`, "aria-hidden": "true" });
     holder.innerHTML = `<svg viewBox="0 0 24 24"><path d="${ICONS[name]}"/></svg>`;
@@ -223,19 +316,59 @@ const icon = (name) => {
 
 /** Play, pause, single steps, speed, and the spike. */
 export function createPlayer(root, actions) {
-    const button = (name, label, onclick) => html("button", { type: "button", class: "round", id: name, "aria-label": label, title: label, onclick }, icon(name));
+    const button = (name, label, onclick) =>
+        html(
+            "button",
+            { type: "button", class: "round", id: name, "aria-label": label, title: label, onclick },
+            icon(name),
+        );
     const play = html("button", { type: "button", id: "play", class: "main", onclick: actions.togglePlay });
-    const time = html("input", { type: "range", id: "time", min: 0, "aria-label": "Step", oninput: () => actions.goTo(Number(time.value)) });
+    const time = html("input", {
+        type: "range",
+        id: "time",
+        min: 0,
+        "aria-label": "Step",
+        oninput: () => actions.goTo(Number(time.value)),
+    });
     const shown = html("output", { id: "time-text", for: "time" });
     const speed = html("select", { id: "speed", onchange: () => actions.change({ speed: Number(speed.value) }) });
     for (const each of SPEEDS) speed.append(html("option", { value: each, text: `${each} steps/s` }));
-    const spike = html("button", { type: "button", id: "spike", onclick: actions.addSpike }, html("span", { text: "Spike the next gradient" }));
-    const size = html("select", { id: "spike-size", "aria-label": "Size of the spike", onchange: () => actions.change({ spike: Number(size.value) }) });
+    const spike = html(
+        "button",
+        { type: "button", id: "spike", onclick: actions.addSpike },
+        html("span", { text: "Spike the next gradient" }),
+    );
+    const size = html("select", {
+        id: "spike-size",
+        "aria-label": "Size of the spike",
+        onchange: () => actions.change({ spike: Number(size.value) }),
+    });
     for (const each of SPIKES) size.append(html("option", { value: each, text: `+ ${say(each)}` }));
-    const clear = html("button", { type: "button", id: "clear-spikes", class: "quiet", text: "Remove spikes", onclick: () => actions.change({ spikes: [] }) });
+    const clear = html("button", {
+        type: "button",
+        id: "clear-spikes",
+        class: "quiet",
+        text: "Remove spikes",
+        onclick: () => actions.change({ spikes: [] }),
+    });
     root.append(
-        html("div", { class: "line" }, button("first", "To the start", () => actions.goTo(0)), button("back", "One step back", () => actions.goTo(-1, true)), play, button("step", "One step", () => actions.goTo(1, true)), time, shown),
-        html("div", { class: "line" }, html("span", { class: "joined" }, spike, size), clear, html("label", { class: "speed" }, html("span", { class: "words", text: "Speed " }), speed)),
+        html(
+            "div",
+            { class: "line" },
+            button("first", "To the start", () => actions.goTo(0)),
+            button("back", "One step back", () => actions.goTo(-1, true)),
+            play,
+            button("step", "One step", () => actions.goTo(1, true)),
+            time,
+            shown,
+        ),
+        html(
+            "div",
+            { class: "line" },
+            html("span", { class: "joined" }, spike, size),
+            clear,
+            html("label", { class: "speed" }, html("span", { class: "words", text: "Speed " }), speed),
+        ),
     );
     return {
         render({ state, playing }) {

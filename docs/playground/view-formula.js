@@ -16,39 +16,90 @@ function lines(state, record, raw) {
     const add = (result, formula, text, why) => all.push({ result, formula, text, why });
 
     if (state.clip_value !== null) {
-        add((i) => g[i], "g ← g between −c and c", (i) => `${say(raw[i], 4)} between ±${say(state.clip_value)}`, "The clip limits the gradient.");
+        add(
+            (i) => g[i],
+            "g ← g between −c and c",
+            (i) => `${say(raw[i], 4)} between ±${say(state.clip_value)}`,
+            "The clip limits the gradient.",
+        );
     } else {
-        add((i) => g[i], "g", () => "", "The gradient at this point.");
+        add(
+            (i) => g[i],
+            "g",
+            () => "",
+            "The gradient at this point.",
+        );
     }
     const kept = `${say(Number((100 * beta).toPrecision(6)), 5)} %`;
-    add((i) => after.v[i], "v ← β·v + (1−β)·g²", (i) => `${b}·${say(before.v[i], 4)} + ${f}·${n(g[i])}²`, `The average of g². It keeps ${kept} of itself.`);
-    if (centered) add((i) => after.m[i], "m ← β·m + (1−β)·g", (i) => `${b}·${n(before.m[i])} + ${f}·${n(g[i])}`, "The average of g.");
+    add(
+        (i) => after.v[i],
+        "v ← β·v + (1−β)·g²",
+        (i) => `${b}·${say(before.v[i], 4)} + ${f}·${n(g[i])}²`,
+        `The average of g². It keeps ${kept} of itself.`,
+    );
+    if (centered)
+        add(
+            (i) => after.m[i],
+            "m ← β·m + (1−β)·g",
+            (i) => `${b}·${n(before.m[i])} + ${f}·${n(g[i])}`,
+            "The average of g.",
+        );
     const v = corrected ? "v̂" : "v";
     if (corrected) {
-        add((i) => after.v[i] * record.correction, "v̂ ← v / (1 − βᵗ)", (i) => `${say(after.v[i], 4)} · ${say(record.correction, 4)}`, "In the first steps, v still lacks what came before.");
-        if (centered) add((i) => after.m[i] * record.correction, "m̂ ← m / (1 − βᵗ)", (i) => `${say(after.m[i], 4)} · ${say(record.correction, 4)}`, "The same for m.");
+        add(
+            (i) => after.v[i] * record.correction,
+            "v̂ ← v / (1 − βᵗ)",
+            (i) => `${say(after.v[i], 4)} · ${say(record.correction, 4)}`,
+            "In the first steps, v still lacks what came before.",
+        );
+        if (centered)
+            add(
+                (i) => after.m[i] * record.correction,
+                "m̂ ← m / (1 − βᵗ)",
+                (i) => `${say(after.m[i], 4)} · ${say(record.correction, 4)}`,
+                "The same for m.",
+            );
     }
-    const under = (i) => (centered ? `${say(after.v[i] * record.correction, 4)} − ${n(after.m[i] * record.correction)}²` : say(variance[i], 4));
+    const under = (i) =>
+        centered
+            ? `${say(after.v[i] * record.correction, 4)} − ${n(after.m[i] * record.correction)}²`
+            : say(variance[i], 4);
     add(
-        (i) => root[i], `d ← ${divisorText(state)}`,
-        (i) => (inside ? `√(${under(i)} + ${say(eps)})` : `${centered ? `√(${under(i)})` : `√${under(i)}`} + ${say(eps)}`),
-        inside ? "The divisor. Below the root, ε counts as √ε." : `The divisor: the recent size of g${centered ? ", less its mean" : ""}.`,
+        (i) => root[i],
+        `d ← ${divisorText(state)}`,
+        (i) =>
+            inside ? `√(${under(i)} + ${say(eps)})` : `${centered ? `√(${under(i)})` : `√${under(i)}`} + ${say(eps)}`,
+        inside
+            ? "The divisor. Below the root, ε counts as √ε."
+            : `The divisor: the recent size of g${centered ? ", less its mean" : ""}.`,
     );
     if (mu === 0) {
-        add((i) => after.w[i], "x ← x − η·g / d", (i) => `${say(before.w[i], 4)} − ${say(lr, 4)}·${n(g[i])} / ${say(root[i], 4)}`, "The step: η times g over its recent size.");
+        add(
+            (i) => after.w[i],
+            "x ← x − η·g / d",
+            (i) => `${say(before.w[i], 4)} − ${say(lr, 4)}·${n(g[i])} / ${say(root[i], 4)}`,
+            "The step: η times g over its recent size.",
+        );
         return all;
     }
-    const quotient = (i) => (state.lr_in_momentum ? `${say(lr, 4)}·${n(g[i])} / ${say(root[i], 4)}` : `${n(g[i])} / ${say(root[i], 4)}`);
+    const quotient = (i) =>
+        state.lr_in_momentum ? `${say(lr, 4)}·${n(g[i])} / ${say(root[i], 4)}` : `${n(g[i])} / ${say(root[i], 4)}`;
     const q = state.lr_in_momentum ? "η·g / d" : "g / d";
     const m = say(mu, 4);
-    add((i) => after.b[i], `b ← μ·b + ${q}`, (i) => `${m}·${n(before.b[i])} + ${quotient(i)}`, "The buffer adds up the last steps.");
-    const [open, close, rate] = state.lr_in_momentum ? ["", "", ""] : ["η·", "", `${say(lr, 4)}·`];
-    if (nesterov) {
-        const [left, right] = state.lr_in_momentum ? ["(", ")"] : ["(", ")"];
-        add((i) => after.w[i], `x ← x − ${open}${left}${q} + μ·b${right}${close}`, (i) => `${say(before.w[i], 4)} − ${rate}(${quotient(i)} + ${m}·${n(after.b[i])})`, "Nesterov looks one step ahead.");
-    } else {
-        add((i) => after.w[i], `x ← x − ${open}b`, (i) => `${say(before.w[i], 4)} − ${rate}${n(after.b[i])}`, "The step.");
-    }
+    add(
+        (i) => after.b[i],
+        `b ← μ·b + ${q}`,
+        (i) => `${m}·${n(before.b[i])} + ${quotient(i)}`,
+        "The buffer adds up the last steps.",
+    );
+    const inner = nesterov ? `(${q} + μ·b)` : "b";
+    const numbers = (i) => (nesterov ? `(${quotient(i)} + ${m}·${n(after.b[i])})` : n(after.b[i]));
+    add(
+        (i) => after.w[i],
+        `x ← x − ${state.lr_in_momentum ? "" : "η·"}${inner}`,
+        (i) => `${say(before.w[i], 4)} − ${state.lr_in_momentum ? "" : `${say(lr, 4)}·`}${numbers(i)}`,
+        nesterov ? "Nesterov looks one step ahead." : "The step.",
+    );
     return all;
 }
 
@@ -57,19 +108,54 @@ export function createFormula(root) {
         render({ state, result }, raw) {
             const record = result.racers.rmsprop.records[state.step];
             if (!record) {
-                const text = state.step === 0 ? "No step has been taken yet. Press “One step”." : "RMSProp got lost before this step: its numbers overflowed.";
+                const text =
+                    state.step === 0
+                        ? "No step has been taken yet. Press “One step”."
+                        : "RMSProp got lost before this step: its numbers overflowed.";
                 root.replaceChildren(html("p", { class: "hint", text }));
                 return;
             }
             const spiked = state.spikes.includes(state.step);
-            const head = html("p", { class: "which" }, `Step ${state.step} of ${state.steps}${spiked ? `: its gradient has a spike of ${say(state.spike)}` : ""}.`);
-            const table = html("table", {}, html("thead", {}, html("tr", {}, html("th", { scope: "col", text: "RMSProp computes" }), html("th", { scope: "col", text: "x₁" }), html("th", { scope: "col", text: "x₂" }))));
+            const spike = spiked ? `: its gradient has a spike of ${say(state.spike)}` : "";
+            const head = html("p", { class: "which", text: `Step ${state.step} of ${state.steps}${spike}.` });
+            const table = html(
+                "table",
+                {},
+                html(
+                    "thead",
+                    {},
+                    html(
+                        "tr",
+                        {},
+                        html("th", { scope: "col", text: "RMSProp computes" }),
+                        html("th", { scope: "col", text: "x₁" }),
+                        html("th", { scope: "col", text: "x₂" }),
+                    ),
+                ),
+            );
             const body = html("tbody");
             for (const { result: value, formula, text, why } of lines(state, record, raw)) {
                 const cells = [0, 1].map((i) =>
-                    html("td", { "data-name": ["x₁", "x₂"][i] }, text(i) ? html("span", { class: "work", text: `${text(i)} = ` }) : "", html("b", { text: say(value(i), 5) })),
+                    html(
+                        "td",
+                        { "data-name": ["x₁", "x₂"][i] },
+                        text(i) ? html("span", { class: "work", text: `${text(i)} = ` }) : "",
+                        html("b", { text: say(value(i), 5) }),
+                    ),
                 );
-                body.append(html("tr", {}, html("th", { scope: "row" }, html("span", { class: "formula", text: formula }), html("span", { class: "words", text: why })), ...cells));
+                body.append(
+                    html(
+                        "tr",
+                        {},
+                        html(
+                            "th",
+                            { scope: "row" },
+                            html("span", { class: "formula", text: formula }),
+                            html("span", { class: "words", text: why }),
+                        ),
+                        ...cells,
+                    ),
+                );
             }
             table.append(body);
             root.replaceChildren(head, table);

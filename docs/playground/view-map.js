@@ -13,10 +13,20 @@ export function createMap(root, text, actions) {
     const canvas = html("canvas", { width: COLUMNS, height: ROWS, "aria-hidden": "true" });
     const picture = svg("svg", { role: "img" });
     const handle = html("button", {
-        type: "button", class: "handle", role: "slider", "aria-roledescription": "start, in two directions",
-        "aria-label": "Start", "aria-describedby": "handle-help", "aria-valuemin": -100, "aria-valuemax": 100,
+        type: "button",
+        class: "handle",
+        role: "slider",
+        "aria-roledescription": "start, in two directions",
+        "aria-label": "Start",
+        "aria-describedby": "handle-help",
+        "aria-valuemin": -100,
+        "aria-valuemax": 100,
     });
-    const help = html("span", { id: "handle-help", class: "hidden", text: "Arrow keys move the start by 0.1, with Shift by 1." });
+    const help = html("span", {
+        id: "handle-help",
+        class: "hidden",
+        text: "Arrow keys move the start by 0.1, with Shift by 1.",
+    });
     const legend = html("p", { class: "hint", text: "Drag the ring, or click where the start should be." });
     const frame = html("div", { class: "frame" }, canvas, picture, handle);
     root.append(frame, help);
@@ -35,8 +45,8 @@ export function createMap(root, text, actions) {
     const fromPointer = (event) => {
         const box = frame.getBoundingClientRect();
         return [
-            view.x + ((event.clientX - box.left) / box.width * 2 - 1) * view.half * ASPECT,
-            view.y + (1 - (event.clientY - box.top) / box.height * 2) * view.half,
+            view.x + (((event.clientX - box.left) / box.width) * 2 - 1) * view.half * ASPECT,
+            view.y + (1 - ((event.clientY - box.top) / box.height) * 2) * view.half,
         ];
     };
 
@@ -59,7 +69,9 @@ export function createMap(root, text, actions) {
     }
     picture.addEventListener("click", (event) => moveTo(fromPointer(event)));
     handle.addEventListener("keydown", (event) => {
-        const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key] ?? [0, 0];
+        const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key] ?? [
+            0, 0,
+        ];
         if (!dx && !dy) return;
         event.preventDefault();
         const size = event.shiftKey ? 1 : 0.1;
@@ -70,7 +82,14 @@ export function createMap(root, text, actions) {
 
     function drawHeights(step) {
         const { terrain } = model.result;
-        const key = [terrain.name, terrain.angle, terrain.moves ? step : 0, width, getComputedStyle(frame).colorScheme, theme()].join();
+        const key = [
+            terrain.name,
+            terrain.angle,
+            terrain.moves ? step : 0,
+            width,
+            getComputedStyle(frame).colorScheme,
+            theme(),
+        ].join();
         if (key === drawn) return;
         drawn = key;
         const values = new Float64Array((COLUMNS + 1) * (ROWS + 1));
@@ -125,8 +144,18 @@ export function createMap(root, text, actions) {
                     const [p, q] = [side, (side + 1) % 4];
                     if (above[p] === above[q]) continue;
                     const t = (level - corners[p]) / (corners[q] - corners[p]);
-                    const [px, py] = [[0, 0], [1, 0], [1, 1], [0, 1]][p];
-                    const [qx, qy] = [[0, 0], [1, 0], [1, 1], [0, 1]][q];
+                    const [px, py] = [
+                        [0, 0],
+                        [1, 0],
+                        [1, 1],
+                        [0, 1],
+                    ][p];
+                    const [qx, qy] = [
+                        [0, 0],
+                        [1, 0],
+                        [1, 1],
+                        [0, 1],
+                    ][q];
                     points.push([(i + px + (qx - px) * t) * cellX, (j + py + (qy - py) * t) * cellY]);
                 }
                 for (let k = 0; k + 1 < points.length; k += 2) {
@@ -144,7 +173,11 @@ export function createMap(root, text, actions) {
 
     function build() {
         picture.setAttribute("viewBox", `0 0 ${width} ${height()}`);
-        picture.replaceChildren(svg("g", { class: "contours" }), svg("g", { class: "ticks" }), svg("g", { class: "minima" }));
+        picture.replaceChildren(
+            svg("g", { class: "contours" }),
+            svg("g", { class: "ticks" }),
+            svg("g", { class: "minima" }),
+        );
         for (const name of ORDER) {
             groups[name] = svg("g", { class: `racer ${name}` });
             picture.append(groups[name]);
@@ -157,7 +190,11 @@ export function createMap(root, text, actions) {
         const ticks = picture.querySelector(".ticks");
         ticks.replaceChildren();
         const every = view.half > 3 ? 2 : 1;
-        for (let x = Math.ceil((view.x - view.half * ASPECT) / every) * every; x < view.x + view.half * ASPECT; x += every) {
+        for (
+            let x = Math.ceil((view.x - view.half * ASPECT) / every) * every;
+            x < view.x + view.half * ASPECT;
+            x += every
+        ) {
             const [px] = toPixels([x, 0]);
             if (px < 34 || px > width - 34) continue;
             ticks.append(svg("line", { x1: px, x2: px, y1: height(), y2: height() - 4 }));
@@ -193,7 +230,8 @@ export function createMap(root, text, actions) {
         group.append(svg("polyline", { class: "halo", points: line([...points.slice(0, shown + 1), head]) }));
         group.append(svg("polyline", { class: "path", points: line([...points.slice(0, shown + 1), head]) }));
         if (name === "rmsprop" && points.length <= 121) {
-            for (const [x, y] of points.slice(1, shown + 1)) group.append(svg("circle", { class: "dot", cx: x, cy: y, r: 2.4 }));
+            for (const [x, y] of points.slice(1, shown + 1))
+                group.append(svg("circle", { class: "dot", cx: x, cy: y, r: 2.4 }));
         }
         group.append(svg("circle", { class: "head", cx: head[0], cy: head[1], r: name === "rmsprop" ? 6 : 4.5 }));
         return head;
@@ -210,10 +248,20 @@ export function createMap(root, text, actions) {
             const head = heads[name];
             if (!head || head[0] < 0 || head[0] > width || head[1] < 0 || head[1] > height()) continue;
             const wide = RACERS[name].title.length * 8.6;
-            for (const [dx, dy] of [[10, -9], [10, 18], [-10 - wide, -9], [-10 - wide, 18]]) {
+            for (const [dx, dy] of [
+                [10, -9],
+                [10, 18],
+                [-10 - wide, -9],
+                [-10 - wide, 18],
+            ]) {
                 const box = [head[0] + dx, head[1] + dy - 12, head[0] + dx + wide, head[1] + dy + 3];
                 if (box[0] < 4 || box[2] > width - 4 || box[1] < 4 || box[3] > height() - 22) continue;
-                if (taken.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1])) continue;
+                if (
+                    taken.some(
+                        (other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1],
+                    )
+                )
+                    continue;
                 taken.push(box);
                 labels.append(svg("text", { class: name, x: box[0], y: head[1] + dy, text: RACERS[name].title }));
                 break;
@@ -245,8 +293,8 @@ export function createMap(root, text, actions) {
         const end = racers.rmsprop.path[Math.min(step, racers.rmsprop.path.length - 1)];
         picture.setAttribute(
             "aria-label",
-            `${terrain.title}, ${terrain.angle} degrees. After ${step} steps from (${say(model.state.x1)}, ${say(model.state.x2)}), ` +
-                `RMSProp is at (${say(end[0])}, ${say(end[1])}).`,
+            `${terrain.title}, ${terrain.angle} degrees. After ${step} steps from ` +
+                `(${say(model.state.x1)}, ${say(model.state.x2)}), RMSProp is at (${say(end[0])}, ${say(end[1])}).`,
         );
     }
 
@@ -261,7 +309,14 @@ export function createMap(root, text, actions) {
         render(next) {
             model = next;
             const { terrain } = model.result;
-            text.replaceChildren(html("h2", { text: terrain.title }), html("p", { class: "formula", text: `${terrain.formula}${terrain.angle ? `, turned by ${terrain.angle}°` : ""}` }), html("p", { text: terrain.text }));
+            text.replaceChildren(
+                html("h2", { text: terrain.title }),
+                html("p", {
+                    class: "formula",
+                    text: `${terrain.formula}${terrain.angle ? `, turned by ${terrain.angle}°` : ""}`,
+                }),
+                html("p", { text: terrain.text }),
+            );
             draw(model.state.step);
         },
         draw,

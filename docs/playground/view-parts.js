@@ -57,13 +57,14 @@ export const plain = (x) => (x === null ? "none" : String(x));
 
 // ---- Scales: from a value to 0 … 1, and the values to write at an axis ----
 
-export function linearScale(low, high) {
+export function linearScale(low, high, parts = 3) {
     if (!(high > low)) [low, high] = [low - (Math.abs(low) || 1), low + (Math.abs(low) || 1)];
-    const rough = (high - low) / 3;
+    const rough = (high - low) / parts;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].find((each) => each * power >= rough) * power;
     const ticks = [];
-    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) ticks.push(Number((k * step).toPrecision(12)));
+    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++)
+        ticks.push(Number((k * step).toPrecision(12)));
     return { at: (x) => (x - low) / (high - low), ticks };
 }
 
@@ -74,7 +75,8 @@ export function logScale(low, high) {
     const ticks = [];
     for (let k = Math.floor(first); k <= last + 1e-9; k++) {
         if (k % every !== 0) continue;
-        for (const digit of last - first > 2.5 ? [1] : last - first > 1.5 ? [1, 3] : [1, 2, 5]) ticks.push(Number(`${digit}e${k}`));
+        for (const digit of last - first > 2.5 ? [1] : last - first > 1.5 ? [1, 3] : [1, 2, 5])
+            ticks.push(Number(`${digit}e${k}`));
     }
     const at = (x) => (x > 0 ? (Math.log10(x) - first) / (last - first) : -0.2);
     return { at, ticks: ticks.filter((x) => at(x) >= -1e-9 && at(x) <= 1 + 1e-9) };

@@ -28,18 +28,22 @@ function encode(numbers) {
 }
 
 const ANSWERS = {
-    /** Steps of RMSProp: its state after each step, or null for a step that it refused or skipped. */
+    /** Steps of RMSProp: its state after each step, "refused", or null for a step that it skipped. */
     rmsprop({ settings, w, gradients }) {
         const optimizer = new RMSProp(decode(w), settings);
         return gradients.map(([g, scale]) => {
             try {
                 if (optimizer.step(decode(g), scale) === null) return null;
             } catch {
-                return null;
+                return "refused";
             }
             const { w, v, m, b, a } = optimizer;
             const arrays = { param: w, square_avg: v, grad_avg: m, momentum_buffer: b, ema: a };
-            return Object.fromEntries(Object.entries(arrays).filter(([, x]) => x).map(([name, x]) => [name, encode(x)]));
+            return Object.fromEntries(
+                Object.entries(arrays)
+                    .filter(([, x]) => x)
+                    .map(([name, x]) => [name, encode(x)]),
+            );
         });
     },
 
@@ -55,7 +59,13 @@ const ANSWERS = {
 
     settings: () => Object.keys(SETTINGS),
     power: ({ pairs }) => encode(pairs.map(([beta, t]) => power(beta, t))),
-    dialects: () => Object.fromEntries(Object.entries(DIALECTS).map(([name, { takes }]) => [name, Object.values(takes).map(([argument]) => argument)])),
+    dialects: () =>
+        Object.fromEntries(
+            Object.entries(DIALECTS).map(([name, { takes }]) => [
+                name,
+                Object.values(takes).map(([argument]) => argument),
+            ]),
+        ),
 
     /** A dialect's settings; and the arguments that are read back from them. */
     dialect({ name, args }) {
@@ -108,6 +118,9 @@ const ANSWERS = {
     print: ({ numbers }) => Array.from(decode(numbers), pythonPrint),
 };
 
-const readDefaults = () => ({ ...Object.fromEntries(Object.entries(SETTINGS).map(([name, kind]) => [name, kind.default])), ...defaults() });
+const readDefaults = () => ({
+    ...Object.fromEntries(Object.entries(SETTINGS).map(([name, kind]) => [name, kind.default])),
+    ...defaults(),
+});
 const requests = JSON.parse(readFileSync(0, "utf8"));
 process.stdout.write(JSON.stringify(requests.map(([what, request]) => ANSWERS[what](request ?? {}))));

@@ -1,4 +1,4 @@
-"""The playground's JavaScript, run by Node: RMSProp has the bits of rmsfast.reference; dialects, landscapes, addresses."""
+"""The playground's JavaScript in Node: RMSProp has the bits of rmsfast.reference; dialects, landscapes, addresses."""
 
 import inspect
 import math
@@ -84,7 +84,7 @@ def rounds_as_promised(settings, steps):
 @pytest.mark.parametrize("seed", range(4))
 def test_the_bits_of_the_reference(seed):
     rng = np.random.default_rng([20261127, seed])
-    drawn = [draw_case(rng) for _ in range(1500)]
+    drawn = [draw_case(rng) for _ in range(700)]
     cases = [case for case in drawn if rounds_as_promised(case[0], len(case[2]))]
     assert len(cases) > 0.95 * len(drawn)
     requests = [
@@ -102,7 +102,7 @@ def test_the_bits_of_the_reference(seed):
             except FloatingPointError:
                 assert settings["nonfinite"] == "raise"
             if opt.steps == steps:
-                assert after is None, settings
+                assert after == {"raise": "refused", "skip": None}[settings["nonfinite"]], settings
                 continue
             taken += 1
             state = {name: array for name, array in opt.state[0].items() if isinstance(array, np.ndarray)}
@@ -112,7 +112,7 @@ def test_the_bits_of_the_reference(seed):
                     assert_same_bits(decode(after[name]), array)
                 except AssertionError as error:
                     raise AssertionError(f"{name} after {opt.steps} steps of {settings}: {error}") from None
-    assert taken > 5000
+    assert taken > 3000
 
 
 def test_every_setting_of_doubles_is_there():
@@ -300,7 +300,8 @@ def test_an_address_holds_the_whole_state():
         "landscape": "saddle", "angle": "35", "x1": "-1.25", "x2": "0.5", "lr": "0.07", "beta": "0.8", "eps": "0.001",
         "momentum": "0.6", "nesterov": "1", "centered": "1", "bias_correction": "1", "eps_inside_sqrt": "1",
         "lr_in_momentum": "1", "initial_square_avg": "0.5", "clip_value": "4", "steps": "90", "step": "31",
-        "spikes": "5,40", "spike": "1000000", "speed": "20", "hide": "adam,sgd", "rate_adadelta": "0.5", "rate_adam": "0.9",
+        "spikes": "5,40", "spike": "1000000", "speed": "20", "hide": "adam,sgd", "rate_adadelta": "0.5",
+        "rate_adam": "0.9",
     }  # fmt: skip
     (fields,) = ask(("fields", None))
     assert set(fields) - set(texts) == {"dialect"}
