@@ -87,6 +87,8 @@ function showProblems() {
     );
 }
 
+const OWN = "These are your own settings. They are in the address, so that you can send it to somebody.";
+
 /** Mark the story that the page shows, whatever the step, and say what one sees there. */
 function showStory() {
     const address = toAddress({ ...state, step: state.steps, speed: 5 });
@@ -95,7 +97,7 @@ function showStory() {
         if (current) link.setAttribute("aria-current", "true");
         else link.removeAttribute("aria-current");
     }
-    const text = STORIES.find((story) => story.address === address)?.text ?? "";
+    const text = STORIES.find((story) => story.address === address)?.text ?? OWN;
     if (find("story").textContent !== text) find("story").textContent = text;
 }
 
