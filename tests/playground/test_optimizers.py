@@ -14,7 +14,10 @@ import rmsfast
 from rmsfast import dialects
 from rmsfast.settings import SETTINGS
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="docs/playground is not here")
+pytestmark = [
+    pytest.mark.skipif(not FOLDER.is_dir(), reason="docs/playground is not here"),
+    pytest.mark.thread_unsafe(reason="Node does the work: four times the same would only take longer"),
+]
 
 FORMATS = {"state_dtype", "master_weights", "rounding", "seed"}  # JavaScript's numbers are doubles
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324, -1e-310, 1e-162, 1e154, -1e200, 1.7e308]
