@@ -6,7 +6,7 @@ import { createCharts, createLoss } from "./view-charts.js";
 import { createPlayer, createRacers, createSettings } from "./view-controls.js";
 import { createFormula } from "./view-formula.js";
 import { createMap } from "./view-map.js";
-import { html, say } from "./view-parts.js";
+import { copyText, html, say } from "./view-parts.js";
 import { createPython } from "./view-python.js";
 import { STORIES } from "./stories.js";
 
@@ -204,11 +204,9 @@ find("theme").addEventListener("click", () => {
 
 const copy = find("copy-link");
 copy.hidden = !navigator.clipboard;
-copy.addEventListener("click", async () => {
+copy.addEventListener("click", () => {
     writeAddress();
-    await navigator.clipboard.writeText(location.href);
-    copy.textContent = "Copied";
-    setTimeout(() => (copy.textContent = "Copy link"), 1500);
+    copyText(copy, location.href);
 });
 
 // ---- Begin ----

@@ -51,11 +51,14 @@ const FOREIGN = {
 
 export function readNumber(name, text, low, high, whole = false) {
     const value = text.trim() === "" ? NaN : Number(text.replace("−", "-"));
-    if (value >= low && value <= high && (!whole || Number.isInteger(value))) return value;
-    throw new Error(
-        `${name}: ${text.trim() || "nothing"}, expected a ${whole ? "whole " : ""}number from ${low} to ${high}`,
-    );
+    const fits = Number.isFinite(value) && value >= low && value <= high;
+    if (fits && (!whole || Number.isInteger(value))) return value + 0; // −0 becomes 0
+    const range = high < Infinity ? `from ${low} to ${high}` : `≥ ${low}`;
+    throw new Error(`${name}: ${text.trim() || "nothing"}, expected a ${whole ? "whole " : ""}number ${range}`);
 }
+
+/** A number as the address and a text field have it. A plus sign would be read as a space. */
+export const writeNumber = (value) => (value === null ? "none" : String(value).replace("+", ""));
 
 function readSwitch(name, text) {
     if (["1", "true"].includes(text)) return true;
@@ -70,7 +73,7 @@ function readOne(name, text, names) {
 
 const number = (low, high, whole) => ({
     read: (name, text) => readNumber(name, text, low, high, whole),
-    write: String,
+    write: writeNumber,
 });
 
 function setting(name) {
@@ -78,7 +81,7 @@ function setting(name) {
     return {
         read: (_, text) =>
             readSetting(name, SETTINGS[name].optional && text === "none" ? null : readNumber(name, text, 0, Infinity)),
-        write: (value) => (value === null ? "none" : String(value)),
+        write: writeNumber,
     };
 }
 
@@ -102,7 +105,7 @@ export const FIELDS = {
     speed: { read: (name, text) => Number(readOne(name, text, SPEEDS.map(String))), write: String },
     hide: list((name, text) => readOne(name, text, Object.keys(RACERS))),
 };
-const rateField = { read: (name, text) => readNumber(name, text, 0, 1e6), write: String };
+const rateField = { read: (name, text) => readNumber(name, text, 0, 1e6), write: writeNumber };
 
 /** The state that a landscape begins with. */
 export function initial(landscape = "ravine") {
@@ -147,7 +150,7 @@ export function change(state, values) {
     if (next.dialect && asDialect(next.dialect, settingsOf(next), defaults()) === null) next.dialect = "";
     const stayed = state.step === state.steps && values.step === undefined; // who is at the end, stays at the end
     next.step = stayed ? next.steps : Math.min(next.step, next.steps);
-    next.spikes = [...new Set(next.spikes)].sort((a, b) => a - b);
+    if (values.spikes) next.spikes = [...new Set(next.spikes)].sort((a, b) => a - b);
     readSettings(settingsOf(next));
     return next;
 }

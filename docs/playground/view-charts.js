@@ -39,7 +39,7 @@ function drawChart(
             svg("text", { class: "tick", x: x(step), y: height - 6, "text-anchor": "middle", text: String(step) }),
         );
     }
-    for (const step of spikes) {
+    for (const step of spikes.filter((each) => each <= steps)) {
         picture.append(svg("path", { class: "spike", d: `M${x(step) - 4} ${margin.top - 8}h8l-4 8z` }));
         picture.append(
             svg("line", { class: "spike", x1: x(step), x2: x(step), y1: margin.top, y2: margin.top + tall }),

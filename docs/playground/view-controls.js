@@ -2,8 +2,8 @@
 
 import { DIALECTS } from "./dialects.js";
 import { LANDSCAPES } from "./landscapes.js";
-import { FIELDS, MOST_STEPS, RACERS, SPEEDS, SPIKES, readNumber } from "./state.js";
-import { html, plain, say } from "./view-parts.js";
+import { FIELDS, MOST_STEPS, RACERS, SPEEDS, SPIKES, readNumber, writeNumber } from "./state.js";
+import { html, say } from "./view-parts.js";
 
 const decades = (from, to) => {
     const values = [];
@@ -122,9 +122,9 @@ function slider(name, actions) {
             const distance = (stop) => Math.abs(place(stop) - place(value));
             const nearest = stops.reduce((best, stop, k) => (distance(stop) < distance(stops[best]) ? k : best), 0);
             range.value = range.dataset.shown = nearest;
-            range.setAttribute("aria-valuetext", plain(value));
+            range.setAttribute("aria-valuetext", writeNumber(value));
             range.style.setProperty("--filled", `${(nearest / (stops.length - 1)) * 100}%`);
-            number.show(plain(value));
+            number.show(writeNumber(value));
             const argument = state.dialect && DIALECTS[state.dialect].takes[name]?.[0];
             theirs.textContent = argument ? `: ${argument}` : "";
         },
@@ -236,15 +236,18 @@ export function createSettings(root, actions) {
             more,
         ),
     );
-    const used = ["initial_square_avg", "clip_value", "lr_in_momentum", "nesterov"];
+    const hidden = ["initial_square_avg", "clip_value", "lr_in_momentum", "nesterov"];
+    let wasUsed = false;
     return {
         render(model) {
             const { state } = model;
             for (const { name, box } of landscapes) box.checked = state.landscape === name;
-            for (const { name, number } of start) number.show(plain(state[name]));
+            for (const { name, number } of start) number.show(writeNumber(state[name]));
             dialects.value = state.dialect;
             for (const part of Object.values(parts)) part.render(model);
-            if (used.some((name) => state[name] && !(name === "lr_in_momentum" && !state.momentum))) more.open = true;
+            const used = hidden.some((name) => state[name] && !(name === "lr_in_momentum" && !state.momentum));
+            if (used && !wasUsed) more.open = true;
+            wasUsed = used;
         },
     };
 }
@@ -294,7 +297,7 @@ export function createRacers(root, actions) {
                 const { losses, lost } = result.racers[name];
                 box.checked = !state.hide.includes(name);
                 row.classList.toggle("off", !box.checked);
-                number?.show(plain(state.rates[name]));
+                number?.show(writeNumber(state.rates[name]));
                 loss.textContent = state.step < losses.length ? say(losses[state.step]) : `lost in step ${lost}`;
             }
         },

@@ -52,8 +52,18 @@ export function say(x, digits = 3) {
     return `${minus}${trimmed === "1" ? "" : `${trimmed}·`}10${raise(Number(exponent))}`;
 }
 
-/** Write a setting as one types it. */
-export const plain = (x) => (x === null ? "none" : String(x));
+/** Copy a text, and say on the button that it was done. */
+export async function copyText(button, text) {
+    const { textContent: name } = button;
+    try {
+        await navigator.clipboard.writeText(text);
+        button.textContent = "Copied";
+    } catch {
+        button.textContent = "Not allowed"; // by the browser
+    }
+    button.disabled = true;
+    setTimeout(() => Object.assign(button, { textContent: name, disabled: false }), 1500);
+}
 
 // ---- Scales: from a value to 0 … 1, and the values to write at an axis ----
 

@@ -3,7 +3,7 @@
 import { asDialect } from "./dialects.js";
 import { SETTINGS } from "./optimizers.js";
 import { defaults, settingsOf } from "./state.js";
-import { html } from "./view-parts.js";
+import { copyText, html } from "./view-parts.js";
 
 const literal = (value) => ({ true: "True", false: "False", null: "None" })[value] ?? String(value);
 
@@ -46,11 +46,7 @@ export function createPython(root, text) {
         type: "button",
         id: "copy-code",
         text: "Copy",
-        onclick: async () => {
-            await navigator.clipboard.writeText(code.textContent);
-            copy.textContent = "Copied";
-            setTimeout(() => (copy.textContent = "Copy"), 1500);
-        },
+        onclick: () => copyText(copy, code.textContent),
     });
     copy.hidden = !navigator.clipboard;
     const prints = html("output", { id: "prints" });

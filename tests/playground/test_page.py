@@ -765,6 +765,55 @@ def test_a_wrong_address_is_said(open_page):
     assert page.text_content("#problems") == ""
 
 
+def test_copies(open_page):
+    page = open_page("lr=0.25&angle=20", permissions=["clipboard-read", "clipboard-write"])
+    page.click("#copy-link")
+    page.wait_for_function("document.querySelector('#copy-link').textContent === 'Copied'")
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    page.click("#copy-code")
+    page.wait_for_function("document.querySelector('#copy-code').textContent === 'Copied'")
+    assert page.evaluate("navigator.clipboard.readText()") == page.text_content("#code code")
+    page.wait_for_function("document.querySelector('#copy-code').textContent === 'Copy'")
+
+
+def test_no_address_breaks_the_page(page):
+    """Whatever the address says, the page draws it: no error, and no number that is not one."""
+    rng = np.random.default_rng(17)
+    draw = {
+        "landscape": ["ravine", "rosenbrock", "saddle", "noisy", "moving"],
+        "angle": [0, 90, 77.5, 180],
+        "x1": [0, -5, 100, 1e-300],
+        "x2": [0, 2, -100],
+        "dialect": ["torch", "keras", "mxnet", "optax"],
+        "lr": [0, 1e-300, 0.1, 100, 1e300],
+        "beta": [0, 0.5, 1, 0.999999],
+        "eps": [0, 1e-300, 1, 1e300],
+        "momentum": [0, 0.5, 1, 3],
+        "nesterov": [0, 1],
+        "centered": [0, 1],
+        "bias_correction": [0, 1],
+        "eps_inside_sqrt": [0, 1],
+        "initial_square_avg": [0, 1, 1e300],
+        "clip_value": [1e-300, 1, "none"],
+        "steps": [10, 300],
+        "step": [0, 1, 10],
+        "spikes": ["1", "9,10", "300"],
+        "spike": [10, 1000000],
+        "hide": ["rmsprop", "adam,sgd", "rmsprop,adam,adadelta,adagrad,momentum,sgd"],
+        "rate_sgd": [0, 1e6],
+        "rate_adadelta": [0, 1e6],
+    }
+    for _ in range(60):
+        names = [name for name in draw if rng.random() < 0.4]
+        where = "&".join(f"{name}={rng.choice(np.array(draw[name], object))}" for name in names)
+        page.evaluate("(hash) => { location.hash = hash; }", where)
+        settle(page)
+        settle(page)
+        assert not re.search("NaN|undefined|Infinity", page.evaluate("document.querySelector('#stage').outerHTML")), (
+            where
+        )
+
+
 # ---- Without a mouse ----
 
 
