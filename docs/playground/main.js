@@ -70,6 +70,7 @@ window.addEventListener("pagehide", writeAddress); // so that a reload right aft
 
 function readAddress() {
     pause();
+    if (document.activeElement?.matches("input[type=text]")) document.activeElement.blur(); // and its fault is gone
     const read = fromAddress(location.hash);
     problems = read.problems;
     showProblems();

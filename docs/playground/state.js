@@ -23,7 +23,7 @@ export const RMSPROP = [
 
 export const RACERS = {
     rmsprop: { title: "RMSProp" },
-    adam: { title: "Adam", rate: "η", note: "β₁ 0.9, β₂ 0.999" },
+    adam: { title: "Adam", rate: "η", note: "β 0.9, 0.999" },
     adadelta: { title: "AdaDelta", rate: "ε", note: "ρ 0.9, no rate" },
     adagrad: { title: "AdaGrad", rate: "η", note: "sums all g²" },
     momentum: { title: "Momentum", rate: "η", note: "μ 0.9" },

@@ -247,7 +247,7 @@ export function createMap(root, text, actions) {
         for (const name of Object.keys(RACERS)) {
             const head = heads[name];
             if (!head || head[0] < 0 || head[0] > width || head[1] < 0 || head[1] > height()) continue;
-            const wide = RACERS[name].title.length * 8.6;
+            const wide = RACERS[name].title.length * 8.6 + 4;
             for (const [dx, dy] of [
                 [10, -9],
                 [10, 18],

@@ -847,6 +847,14 @@ def test_every_control_is_reached_and_named(open_page):
 
 def test_the_map_stays_in_sight_beside_the_sliders(open_page):
     page = open_page(width=360, height=740)
+    page.focus("#show-adam")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    for _ in range(12):  # backwards, where the map could cover what is reached
+        page.keyboard.press("Shift+Tab")
+        settle(page)
+        reached = page.evaluate("document.activeElement.getBoundingClientRect().top")
+        assert reached >= page.evaluate("document.querySelector('#map-view').getBoundingClientRect().bottom") - 8
     page.locator("#slider-momentum").scroll_into_view_if_needed()
     page.evaluate("scrollBy(0, 100)")
     settle(page)
