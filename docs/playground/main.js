@@ -150,6 +150,7 @@ const announce = () => {
 // ---- What the controls do ----
 
 const actions = {
+    current: () => state,
     togglePlay,
     goTo,
     change(values) {

@@ -75,7 +75,8 @@ export function createMap(root, text, actions) {
         if (!dx && !dy) return;
         event.preventDefault();
         const size = event.shiftKey ? 1 : 0.1;
-        moveTo([model.state.x1 + dx * size, model.state.x2 + dy * size]);
+        const { x1, x2 } = actions.current(); // which may be newer than what is drawn
+        moveTo([x1 + dx * size, x2 + dy * size]);
     });
 
     // ---- Heights ----

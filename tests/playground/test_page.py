@@ -331,6 +331,18 @@ def test_a_click_moves_the_start(page):
     assert float(held["x1"]) < 0 < float(held["x2"])
 
 
+def test_no_key_is_lost_between_two_frames(page):
+    page.evaluate(
+        """() => {
+            const press = (key) => new KeyboardEvent("keydown", { key, bubbles: true });
+            for (const key of ["ArrowUp", "ArrowUp", "ArrowRight", "ArrowUp"]) {
+                document.querySelector(".handle").dispatchEvent(press(key));
+            }
+        }"""
+    )
+    assert address(page) == {"x1": "-4.9", "x2": "-1.7"}
+
+
 def test_the_keyboard_moves_the_start(page):
     page.focus(".handle")
     page.keyboard.press("ArrowRight")
