@@ -89,7 +89,7 @@ def test_the_bits_of_the_reference(seed):
     rng = np.random.default_rng([20261127, seed])
     drawn = [draw_case(rng) for _ in range(700)]
     cases = [case for case in drawn if rounds_as_promised(case[0], len(case[2]))]
-    assert len(cases) > 0.95 * len(drawn)
+    assert len(cases) > 0.8 * len(drawn)
     requests = [
         ("rmsprop", {"settings": s, "w": encode(w), "gradients": [(encode(g), scale) for g, scale in gradients]})
         for s, w, gradients in cases
