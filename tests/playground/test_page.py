@@ -120,6 +120,15 @@ def drag(page, by, release=True):
 # ---- What one sees first ----
 
 
+def test_without_modules_it_says_what_to_do(site, browser):
+    """As from a folder, where browsers load no modules, the page says how to open it."""
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(site)
+    assert "python -m http.server" in page.locator("#starting").inner_text()
+    context.close()
+
+
 def test_the_address_follows(page):
     page.click("#first")
     page.wait_for_function("location.hash === '#step=0'")
