@@ -9,6 +9,9 @@ packages=(
     gcc-mingw-w64-x86-64 wine wine64   # Windows
     debootstrap debian-archive-keyring # tools/next_python.sh
 )
+# tests/playground. Ubuntu's chromium is a snap; but where Ubuntu runs a workflow, Chrome is there.
+command -v node >/dev/null || packages+=(nodejs)
+command -v chromium google-chrome >/dev/null || packages+=(chromium)
 
 missing=()
 for package in "${packages[@]}"; do
