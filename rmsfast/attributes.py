@@ -67,6 +67,7 @@ class Settings:
     clip_value: Common[float | None] = Common()
     clip_norm: Common[float | None] = Common()
     clip_global_norm: Common[float | None] = Common()
+    clip_weights: Common[float | None] = Common()
     nonfinite: Common[str] = Common()
     state_dtype: Common[str | None] = Common()
     master_weights: Common[bool] = Common()

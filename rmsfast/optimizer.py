@@ -79,6 +79,9 @@ class RMSProp(Settings):
         Limit each element of the gradient to this size; or the norm of each parameter's gradient; or the norm of all of
         this optimizer's gradients together. > 0, and one of the three at most. Infinity means None. Norms are those
         of the gradients after `grad_scale`.
+    clip_weights : float, optional
+        Limit each element of the parameters to this size, > 0, after the update, as a Wasserstein GAN asks for. NaN
+        stays NaN. A float16 or bfloat16 parameter is limited before it is rounded. Infinity means None.
     nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         What to do when a gradient has infinite or NaN elements: compute with them; raise FloatingPointError; or skip
         the step for all parameters, and count it in `skipped_steps`. A step that is skipped or raises changes nothing
@@ -122,6 +125,8 @@ class RMSProp(Settings):
     T. Tieleman and G. Hinton, "Lecture 6.5 - RMSProp: divide the gradient by a running average of its recent
     magnitude", COURSERA: Neural Networks for Machine Learning, 2012.
 
+    M. Arjovsky, S. Chintala and L. Bottou, "Wasserstein GAN", arXiv:1701.07875, 2017 (RMSProp with clip_weights).
+
     A. Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, 2013 (centered, momentum).
 
     Examples
@@ -158,6 +163,7 @@ class RMSProp(Settings):
         clip_value: float | None = None,
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
+        clip_weights: float | None = None,
         nonfinite: str = "propagate",
         state_dtype: Any = None,
         master_weights: bool = False,

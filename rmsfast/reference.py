@@ -116,8 +116,7 @@ def change(g: Array, w: Array, s: Settings) -> Array:
     """Return the gradient g of w, clipped by value, negated and with weight decay, as the settings say."""
     real = g.dtype.type
     if s["clip_value"] is not None:
-        limit = real(s["clip_value"])
-        g = np.where(g > limit, limit, np.where(g < -limit, -limit, g))  # a NaN stays NaN
+        g = limited(g, real(s["clip_value"]))
     if s["maximize"]:
         g = -g
     if s["weight_decay"] != 0 and not s["decoupled_weight_decay"]:
@@ -153,6 +152,14 @@ def update(w: Array, v: Array, m: Any, b: Any, g: Array, s: Settings, t: int) ->
         quotient = g / root
         b[:] = real(mu) * b + quotient
         w -= real(lr) * (quotient + real(mu) * b if s["nesterov"] else b)
+
+    if s["clip_weights"] is not None:
+        w[:] = limited(w, real(s["clip_weights"]))
+
+
+def limited(x: Array, most: Any) -> Array:
+    """Return numbers from -most to most: larger ones become most, smaller ones -most. A NaN stays NaN."""
+    return np.where(x > most, most, np.where(x < -most, -most, x))
 
 
 def clip_factor(norm: float, most: float) -> float:

@@ -124,6 +124,7 @@ SETTINGS: dict[str, Number | Choice | Seed] = {
     "clip_value": LIMIT,
     "clip_norm": LIMIT,
     "clip_global_norm": LIMIT,
+    "clip_weights": LIMIT,
     "nonfinite": Choice("propagate", "raise", "skip"),
     "state_dtype": Format(None, "bfloat16", "uint8"),
     "master_weights": SWITCH,

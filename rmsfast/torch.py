@@ -92,10 +92,11 @@ class RMSprop(torch.optim.RMSprop):
         PyTorch's choice of an implementation: here for the sake of `zero_grad`, which asks for it. There is one step.
     eps_inside_sqrt, lr_in_momentum, initial_square_avg, decoupled_weight_decay, nesterov, bias_correction
         As those of `rmsfast.RMSProp`. They are settings of groups, too.
-    clip_value, clip_norm, clip_global_norm, nonfinite
+    clip_value, clip_norm, clip_global_norm, clip_weights, nonfinite
         As those of `rmsfast.RMSProp`, in the same pass as the step. They are settings of groups, too. The global norm
         is that of the gradients of all parameters that the optimizer has. The gradients themselves stay as they are. A
-        DTensor allows `clip_value` alone: the others would need the gradients of other processes.
+        DTensor allows no `clip_norm`, `clip_global_norm` or `nonfinite`: they would need the gradients of other
+        processes.
     state_dtype, master_weights, rounding, seed
         As those of `rmsfast.RMSProp`: how the state and low-precision parameters are stored. They are settings of
         groups, too. Only for dense tensors on the CPU. Without `state_dtype`, a float16 or bfloat16 parameter has
@@ -166,6 +167,7 @@ class RMSprop(torch.optim.RMSprop):
         clip_value: float | None = None,
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
+        clip_weights: float | None = None,
         nonfinite: str = "propagate",
         state_dtype: Any = None,
         master_weights: bool = False,
@@ -205,6 +207,7 @@ class RMSprop(torch.optim.RMSprop):
             "clip_value": clip_value,
             "clip_norm": clip_norm,
             "clip_global_norm": clip_global_norm,
+            "clip_weights": clip_weights,
             "nonfinite": nonfinite,
             "state_dtype": SETTINGS["state_dtype"].read(state_dtype, "state_dtype"),
             "master_weights": master_weights,
@@ -525,7 +528,8 @@ class RMSpropTFLike(RMSprop):
         As for `RMSprop`, with True and 1.0 for defaults.
     lr_in_momentum, decoupled_weight_decay, nesterov, bias_correction
         As for `RMSprop`.
-    clip_value, clip_norm, clip_global_norm, nonfinite, state_dtype, master_weights, rounding, seed, num_threads
+    clip_value, clip_norm, clip_global_norm, clip_weights, nonfinite, state_dtype, master_weights, rounding, seed,
+    num_threads
         As for `RMSprop`.
 
     Notes
@@ -563,6 +567,7 @@ class RMSpropTFLike(RMSprop):
         clip_value: float | None = None,
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
+        clip_weights: float | None = None,
         nonfinite: str = "propagate",
         state_dtype: Any = None,
         master_weights: bool = False,
@@ -591,6 +596,7 @@ class RMSpropTFLike(RMSprop):
             clip_value=clip_value,
             clip_norm=clip_norm,
             clip_global_norm=clip_global_norm,
+            clip_weights=clip_weights,
             nonfinite=nonfinite,
             state_dtype=state_dtype,
             master_weights=master_weights,

@@ -305,10 +305,12 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], f
     divisor = (average + eps).sqrt_() if settings["eps_inside_sqrt"] else average.sqrt().add_(eps)
     if momentum == 0:
         p.addcdiv_(grad, divisor, value=-lr)
-        return
-    inside, outside = (lr, 1.0) if settings["lr_in_momentum"] else (1.0, lr)
-    buffer = arrays["momentum_buffer"].mul_(momentum).addcdiv_(grad, divisor, value=inside)
-    if settings["nesterov"]:
-        p.add_(grad.div(divisor).mul_(inside).add_(buffer, alpha=momentum), alpha=-outside)
     else:
-        p.add_(buffer, alpha=-outside)
+        inside, outside = (lr, 1.0) if settings["lr_in_momentum"] else (1.0, lr)
+        buffer = arrays["momentum_buffer"].mul_(momentum).addcdiv_(grad, divisor, value=inside)
+        if settings["nesterov"]:
+            p.add_(grad.div(divisor).mul_(inside).add_(buffer, alpha=momentum), alpha=-outside)
+        else:
+            p.add_(buffer, alpha=-outside)
+    if settings["clip_weights"] is not None:
+        p.clamp_(-settings["clip_weights"], settings["clip_weights"])

@@ -89,6 +89,7 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
         .clip_value = variant & 1 ? 0.5 : INFINITY,
         .clip_norm = INFINITY,
         .clip_global_norm = INFINITY,
+        .clip_weights = variant & 32 ? 1e-7 : INFINITY,
     };
     rmsfast_scalars scalars;
     rmsfast_block block;
@@ -103,6 +104,7 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
         const double factor = variant & 4 ? 0.7 : 1, correction = variant & 16 ? 1 / 0.19 : 1;
         const int more = stages->form(&scalars, &settings, variant & 8 ? 0.3 : 1, factor, correction);
         stages->update[centered][momentum][more](w, v, centered ? m : NULL, momentum ? b : NULL, g, N, &scalars);
+        stages->settle(w, N, &scalars);
         fill(g, N, is_float64, 1);
         stages->measure(&block, g, N, 0.3, step == 2 ? 0x1p-600 : 1);
         digest = digest_of(add(digest, (uint64_t)block.nonfinite), &block.squares, 1, 1);

@@ -27,6 +27,7 @@ SETTINGS = {
     "clip_value": None,
     "clip_norm": None,
     "clip_global_norm": None,
+    "clip_weights": None,
     "nonfinite": "propagate",
     "state_dtype": None,
     "master_weights": False,

@@ -230,7 +230,7 @@ VALUES = [*ORDINARY, *EXTREME, *TOO_LARGE, *NEGATIVE, *OF_NUMPY, *ARRAYS, *NO_NU
 WORDS = ["propagate", "raise", "skip", "", "lr", "params", "param_names", "step", "state", "a", "b", "\ud800", "é/../x"]
 
 REALS = ["lr", "beta", "eps", "momentum", "weight_decay", "initial_square_avg"]
-LIMITS = ["clip_value", "clip_norm", "clip_global_norm"]
+LIMITS = ["clip_value", "clip_norm", "clip_global_norm", "clip_weights"]
 SWITCHES = ["nesterov", "centered", "decoupled_weight_decay", "eps_inside_sqrt", "lr_in_momentum", "bias_correction"]
 SETTINGS = {
     **{name: [0, 0.5, 1e-3, 1.0, np.float32(2)] for name in REALS},

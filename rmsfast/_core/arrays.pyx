@@ -526,7 +526,7 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
         s.lr = lr
         s.beta = beta
         s.eps = eps
-        s.clip_value = s.clip_norm = s.clip_global_norm = INFINITY
+        s.clip_value = s.clip_norm = s.clip_global_norm = s.clip_weights = INFINITY
         plan.prepare(1, False, most)
         plan.update()
     finally:

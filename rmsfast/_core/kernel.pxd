@@ -18,6 +18,7 @@ cdef extern from "csrc/rmsfast.h" nogil:
         double clip_value
         double clip_norm
         double clip_global_norm
+        double clip_weights
         int nesterov
         int centered
         int decoupled_weight_decay

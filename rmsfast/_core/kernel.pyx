@@ -21,9 +21,11 @@ cdef extern from "csrc/rmsfast.h" nogil:
                                      double shrink) noexcept
     ctypedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, Py_ssize_t n,
                                     const rmsfast_scalars *scalars) noexcept
+    ctypedef void (*rmsfast_settle)(void *w, Py_ssize_t n, const rmsfast_scalars *scalars) noexcept
     ctypedef struct rmsfast_stages:
         rmsfast_form form
         rmsfast_measure measure
+        rmsfast_settle settle
         rmsfast_update update[2][3][2]
     ctypedef void (*rmsfast_load)(float *x, const void *data, const void *more, Py_ssize_t start, Py_ssize_t n) noexcept
     ctypedef void (*rmsfast_store)(void *data, void *more, Py_ssize_t start, Py_ssize_t n, const float *x,
@@ -197,6 +199,7 @@ cdef struct Update:
     double correction
     rmsfast_scalars scalars
     rmsfast_update function
+    rmsfast_settle settle       # what follows on a tile, or NULL
 
 
 cdef inline void choose_update(Update *update, const Work *work, const Item *item) noexcept nogil:
@@ -215,6 +218,7 @@ cdef inline void choose_update(Update *update, const Work *work, const Item *ite
     more = stages.form(&update.scalars, s, work.grad_scale, gradient.clip_factor, item.correction)
     update.function = stages.update[s.centered][
         RMSFAST_NO_MOMENTUM if s.momentum == 0 else RMSFAST_NESTEROV if s.nesterov else RMSFAST_MOMENTUM][more]
+    update.settle = stages.settle if s.clip_weights != INFINITY else NULL
 
 
 cdef void update_item(const Work *work, const Item *item, const Update *update, Py_ssize_t start,
@@ -222,7 +226,8 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
     """Update elements [start, stop) of those of a parameter that this step updates, tile by tile, stage by stage."""
     cdef double gathered[TILE]
     cdef Py_ssize_t tile = TILE // item.reals
-    cdef Py_ssize_t most = stop if item.gradient.direct and not work.zero_grads else tile
+    cdef bint at_once = item.gradient.direct and not work.zero_grads and update.settle == NULL
+    cdef Py_ssize_t most = stop if at_once else tile
     cdef Py_ssize_t n, place
     cdef const char *g
     if stop - start > 4 * tile:     # worth it: the first tile ends, and all others begin, at a cache line
@@ -236,6 +241,8 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
         place *= item.itemsize
         update.function(item.w + place, item.state[SQUARE_AVG] + place, at_byte(item.state[GRAD_AVG], place),
                         at_byte(item.state[MOMENTUM_BUFFER], place), g, n * item.reals, &update.scalars)
+        if update.settle != NULL:
+            update.settle(item.w + place, n * item.reals, &update.scalars)
         if work.zero_grads:
             erase(item, start, n)
         start += n
@@ -292,6 +299,8 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
                 formats.load[storage.state[k]](numbers[k] - (place - begin), item.state[k], item.state[SCALES + k],
                                                begin, size if scaled else n)
         update.function(w, numbers[SQUARE_AVG], numbers[GRAD_AVG], numbers[MOMENTUM_BUFFER], g, n, &update.scalars)
+        if update.settle != NULL:
+            update.settle(w, n, &update.scalars)
         for k in range(NUMBERS):
             if storage.state[k] != RMSFAST_AS_THEY_ARE and item.state[k] != NULL:
                 scaled = storage.state[k] != RMSFAST_BFLOAT16

@@ -70,6 +70,7 @@ cdef rmsfast_settings as_struct(dict s) except *:
     settings.clip_value = INFINITY if s["clip_value"] is None else s["clip_value"]
     settings.clip_norm = INFINITY if s["clip_norm"] is None else s["clip_norm"]
     settings.clip_global_norm = INFINITY if s["clip_global_norm"] is None else s["clip_global_norm"]
+    settings.clip_weights = INFINITY if s["clip_weights"] is None else s["clip_weights"]
     settings.nesterov = <bint>s["nesterov"]
     settings.centered = <bint>s["centered"]
     settings.decoupled_weight_decay = <bint>s["decoupled_weight_decay"]

@@ -108,6 +108,7 @@ static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dty
         .clip_value = most ? 1 : INFINITY,
         .clip_norm = INFINITY,
         .clip_global_norm = INFINITY,
+        .clip_weights = INFINITY,
     };
     rmsfast_scalars scalars;
     isa->stages[RMSFAST_DIVIDER][dtype]->form(&scalars, &settings, 1, 1, 1);

@@ -34,6 +34,7 @@ typedef struct {
     double clip_value;
     double clip_norm;
     double clip_global_norm;
+    double clip_weights;
     int nesterov;
     int centered;
     int decoupled_weight_decay;
@@ -56,7 +57,7 @@ enum { RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP }; /* what `nonfinite` can
     typedef struct {                                                                                                   \
         int changes_grad, decays;                                                                                      \
         REAL scale, factor, limit, decay, beta, one_minus_beta, correction, lr_of_quotient;                            \
-        REAL eps_inside, eps_outside, mu, lr_of_step;                                                                  \
+        REAL eps_inside, eps_outside, mu, lr_of_step, weight_limit;                                                    \
     } rmsfast_scalars_##REAL;
 RMSFAST_SCALARS(float)
 RMSFAST_SCALARS(double)
@@ -81,6 +82,9 @@ typedef int (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *se
 typedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, ptrdiff_t n,
                                const rmsfast_scalars *scalars);
 
+/* What follows an update, where `clip_weights` asks for it. */
+typedef void (*rmsfast_settle)(void *w, ptrdiff_t n, const rmsfast_scalars *scalars);
+
 /* What the norm of a gradient, and `nonfinite`, have to know about each RMSFAST_BLOCK numbers of it: the sum of the
    squares of g·grad_scale·shrink, and how many elements of g are infinite or NaN. */
 enum { RMSFAST_BLOCK = 1024 };
@@ -96,6 +100,7 @@ enum { RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV, RMSFAST_MOMENTA 
 typedef struct {
     rmsfast_form form;
     rmsfast_measure measure;
+    rmsfast_settle settle;
     rmsfast_update update[2][RMSFAST_MOMENTA][2]; /* [centered][kind of momentum][what `form` returned] */
 } rmsfast_stages;
 
