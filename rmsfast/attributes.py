@@ -69,6 +69,7 @@ class Settings:
     clip_global_norm: Common[float | None] = Common()
     clip_weights: Common[float | None] = Common()
     nonfinite: Common[str] = Common()
+    ema_decay: Common[float | None] = Common()
     state_dtype: Common[str | None] = Common()
     master_weights: Common[bool] = Common()
     rounding: Common[str] = Common()

@@ -4,7 +4,8 @@ A step goes from `RMSProp.step` straight to the plan in the kernel, which checks
 of this file runs when an optimizer is made, changed, saved or restored.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from types import MappingProxyType
 from typing import Any
@@ -86,6 +87,11 @@ class RMSProp(Settings):
         What to do when a gradient has infinite or NaN elements: compute with them; raise FloatingPointError; or skip
         the step for all parameters, and count it in `skipped_steps`. A step that is skipped or raises changes nothing
         else.
+    ema_decay : float, optional
+        Keep an average a of each parameter in ``state[…]["ema"]``. It is the parameter until the first step. After each
+        update, a ← d·a + (1 − d)·w. d is from 0 to 1; 0.999 averages over the last thousand steps or so. `averages`
+        puts the averages in the place of the parameters, to evaluate or to export them. For float16 and bfloat16
+        parameters they are float32, and of the numbers before these are rounded.
     state_dtype : {None, "bfloat16", "uint8"}, default None
         Store the state in fewer bytes: 2 or 1 in the place of 4 for each number; with "uint8", each block of 64 numbers
         has one byte more for its scale. For float32, float16 and bfloat16 parameters. It cannot change once the group
@@ -165,6 +171,7 @@ class RMSProp(Settings):
         clip_global_norm: float | None = None,
         clip_weights: float | None = None,
         nonfinite: str = "propagate",
+        ema_decay: float | None = None,
         state_dtype: Any = None,
         master_weights: bool = False,
         rounding: str = "nearest",
@@ -324,6 +331,41 @@ class RMSProp(Settings):
             raise RuntimeError("copies: parameters were added during mirror, expected the same ones: call mirror again")
         self._front.loans = [loan for loan in self._front.loans if not loan.label.startswith("copies")] + loans
 
+    @contextmanager
+    def averages(self) -> Iterator[None]:
+        """Let the parameters hold their averages inside a ``with`` block: to evaluate, to export, to draw samples.
+
+        Before the block, the averages (see `ema_decay`) are written to the parameters, to float16 and bfloat16 ones
+        rounded to nearest; a `mirror` follows. After it, and also if it raises, the parameters have their own numbers
+        again, bit for bit. What is written to them inside is lost. Parameters of groups without an `ema_decay` stay as
+        they are.
+
+        Raises
+        ------
+        ValueError
+            If no group has an `ema_decay`, or a parameter was resized or changed since it was given.
+        RuntimeError
+            If it is called inside of itself. Inside the block, steps, `save`, `load`, `load_state_dict`, pickling and
+            copying raise it.
+
+        Examples
+        --------
+        >>> import numpy as np, rmsfast
+        >>> w = np.zeros(1)
+        >>> opt = rmsfast.RMSProp(w, lr=1.0, beta=0.0, eps=0.0, ema_decay=0.75)
+        >>> opt.step(np.ones(1))        # w becomes -1, its average 0.75·0 + 0.25·(-1)
+        >>> with opt.averages():
+        ...     print(w)
+        [-0.25]
+        >>> print(w)
+        [-1.]
+        """
+        self._front.swap_in()
+        try:
+            yield
+        finally:
+            self._front.swap_out()
+
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Train more parameters from the next step on.
 
@@ -372,7 +414,8 @@ class RMSProp(Settings):
         """For each parameter, by name or index: its ``step`` count, and the arrays that the steps update.
 
         ``square_avg`` is v. ``grad_avg`` is m, and exists once the parameter's group was centered. ``momentum_buffer``
-        is b, and exists once the group had a momentum. The mapping cannot be changed; use `load_state_dict`.
+        is b, and exists once the group had a momentum. ``ema`` is a, and exists once it had an `ema_decay`. The mapping
+        cannot be changed; use `load_state_dict`.
         """
         _, entries = self._front.state()
         return MappingProxyType({key: MappingProxyType({"step": step, **arrays}) for key, step, arrays in entries})
@@ -384,9 +427,9 @@ class RMSProp(Settings):
         -------
         dict
             ``state``: for each parameter, by name or index, a dict of ``step``, an int, and the arrays ``square_avg``
-            and, where there are any, ``grad_avg`` and ``momentum_buffer``. ``param_groups``: for each group, a dict of
-            its settings and of ``params``, the names or indices of its parameters. Where a setting has a schedule,
-            ``step``, the number of steps taken, is there, too. A callable of your own is left out.
+            and, where there are any, ``grad_avg``, ``momentum_buffer`` and ``ema``. ``param_groups``: for each group,
+            a dict of its settings and of ``params``, the names or indices of its parameters. Where a setting has a
+            schedule, ``step``, the number of steps taken, is there, too. A callable of your own is left out.
         """
         return as_state_dict(self._front.snapshot())
 

@@ -69,7 +69,7 @@ static uint64_t digest_of(uint64_t digest, const void *numbers, int n, int is_fl
     return digest;
 }
 
-static double w[N], v[N], m[N], b[N], g[N];
+static double w[N], v[N], m[N], b[N], a[N], g[N];
 
 static uint64_t update(const rmsfast_stages *stages, int is_float64, int centered, int momentum, int variant)
 {
@@ -90,6 +90,7 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
         .clip_norm = INFINITY,
         .clip_global_norm = INFINITY,
         .clip_weights = variant & 32 ? 1e-7 : INFINITY,
+        .ema_decay = betas[(variant + 1) % 4],
     };
     rmsfast_scalars scalars;
     rmsfast_block block;
@@ -99,17 +100,18 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
     fill(v, N, is_float64, 1);
     fill(m, N, is_float64, 0);
     fill(b, N, is_float64, 0);
+    fill(a, N, is_float64, 0);
     for (int step = 1; step <= 3; step++) {
         fill(g, N, is_float64, 0);
         const double factor = variant & 4 ? 0.7 : 1, correction = variant & 16 ? 1 / 0.19 : 1;
         const int more = stages->form(&scalars, &settings, variant & 8 ? 0.3 : 1, factor, correction);
         stages->update[centered][momentum][more](w, v, centered ? m : NULL, momentum ? b : NULL, g, N, &scalars);
-        stages->settle(w, N, &scalars);
+        stages->settle(w, a, N, &scalars);
         fill(g, N, is_float64, 1);
         stages->measure(&block, g, N, 0.3, step == 2 ? 0x1p-600 : 1);
         digest = digest_of(add(digest, (uint64_t)block.nonfinite), &block.squares, 1, 1);
     }
-    digest = digest_of(digest_of(digest, w, N, is_float64), v, N, is_float64);
+    digest = digest_of(digest_of(digest_of(digest, w, N, is_float64), v, N, is_float64), a, N, is_float64);
     return digest_of(digest_of(digest, m, N, is_float64), b, N, is_float64);
 }
 

@@ -29,6 +29,7 @@ SETTINGS = {
     "clip_global_norm": None,
     "clip_weights": None,
     "nonfinite": "propagate",
+    "ema_decay": None,
     "state_dtype": None,
     "master_weights": False,
     "rounding": "nearest",

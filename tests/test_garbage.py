@@ -230,14 +230,15 @@ VALUES = [*ORDINARY, *EXTREME, *TOO_LARGE, *NEGATIVE, *OF_NUMPY, *ARRAYS, *NO_NU
 WORDS = ["propagate", "raise", "skip", "", "lr", "params", "param_names", "step", "state", "a", "b", "\ud800", "é/../x"]
 
 REALS = ["lr", "beta", "eps", "momentum", "weight_decay", "initial_square_avg"]
-LIMITS = ["clip_value", "clip_norm", "clip_global_norm", "clip_weights"]
+LIMITS = ["clip_value", "clip_norm", "clip_global_norm"]
 SWITCHES = ["nesterov", "centered", "decoupled_weight_decay", "eps_inside_sqrt", "lr_in_momentum", "bias_correction"]
 SETTINGS = {
     **{name: [0, 0.5, 1e-3, 1.0, np.float32(2)] for name in REALS},
-    **{name: [None, None, 0.5, 3, np.inf] for name in LIMITS},
+    **{name: [None, None, 0.5, 3, np.inf] for name in [*LIMITS, "clip_weights"]},
     **{name: [False, True, np.bool_(True)] for name in [*SWITCHES, "maximize"]},
     "beta": [0, 0.5, 0.9, 1],
     "nonfinite": ["propagate", "raise", "skip"],
+    "ema_decay": [None, None, 0, 0.9, 1],
     "state_dtype": [None, None, None, "bfloat16", "uint8"],
     "master_weights": [False, False, True],
     "rounding": ["nearest", "nearest", "stochastic"],
@@ -303,8 +304,10 @@ def assert_legal(values):
         assert type(name) is str
         if name in REALS:
             assert (name == "lr" and callable(value)) or (type(value) is float and value >= 0)
-        elif name in LIMITS:
+        elif name in [*LIMITS, "clip_weights"]:
             assert value is None or (type(value) is float and 0 < value < np.inf)
+        elif name == "ema_decay":
+            assert value is None or (type(value) is float and 0 <= value <= 1)
         elif name == "seed":
             assert type(value) is int
             assert 0 <= value < 2**63

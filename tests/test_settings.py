@@ -155,6 +155,7 @@ ANOTHER_VALUE = {
     **{name: True for name, value in SETTINGS.items() if type(value) is bool},
     **{name: 2.0 for name, value in SETTINGS.items() if value is None},
     "nonfinite": "skip",
+    "ema_decay": 0.5,
     "state_dtype": "uint8",
     "rounding": "stochastic",
     "seed": 7,

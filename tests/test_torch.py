@@ -38,6 +38,7 @@ OWN = {
     "maximize": [False, True],
     "weight_decay": [0.0, 0.05],
     "clip_weights": [None, 0.7],
+    "ema_decay": [None, 0.9],
 }
 
 

@@ -26,7 +26,7 @@ SWITCHES = [
     [{}, {"clip_value": 0.7}, {"clip_norm": 2.0}, {"clip_global_norm": 3.0}],
     [{}, {"nonfinite": "skip"}],
     [{}, {"step": {"grad_scale": 0.37}}, {"step": {"zero_grads": True}}],
-    [{}, {"clip_weights": 0.3}],
+    [{}, {"clip_weights": 0.3}, {"ema_decay": 0.9}, {"ema_decay": 0.3, "clip_weights": 0.5}],
 ]
 
 
@@ -215,6 +215,7 @@ def one_step(cls, w, g, step=None, **settings):
         ({"clip_weights": 1.5}, 1.0),
         ({"clip_weights": 1.5, "maximize": True, "weight_decay": 0.5, "decoupled_weight_decay": True}, 1.5),
         ({"clip_weights": 0.25, "lr": 2.0}, -0.25),
+        ({"ema_decay": 0.75}, 1.0),
     ],
 )
 def test_each_setting_by_hand(cls, settings, expected):
@@ -671,6 +672,7 @@ def test_which_state_arrays_there_are(rng):
         ({"momentum": 0.9}, ["square_avg", "momentum_buffer"]),
         ({"centered": True}, ["square_avg", "grad_avg"]),
         ({"centered": True, "momentum": 0.9}, ["square_avg", "grad_avg", "momentum_buffer"]),
+        ({"momentum": 0.9, "ema_decay": 0.0}, ["square_avg", "momentum_buffer", "ema"]),
     ]:
         w = np.asfortranarray(fleeting(rng, (3, 5), np.float32))
         opt = rmsfast.RMSProp([w], initial_square_avg=0.5, **settings)
@@ -678,7 +680,8 @@ def test_which_state_arrays_there_are(rng):
         assert (opt.state[0]["square_avg"] == 0.5).all()
         for name in names:
             assert opt.state[0][name].strides == w.strides
-            assert name == "square_avg" or not opt.state[0][name].any()
+            start = {"square_avg": np.full_like(w, 0.5), "ema": w}.get(name, np.zeros_like(w))
+            assert_same_bits(opt.state[0][name], start)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -704,8 +707,8 @@ def test_momentum_and_centering_can_begin_and_end_at_any_step(rng, cls):
 
 
 def test_a_gradient_may_share_memory_with_no_state():
-    opt = rmsfast.RMSProp([np.ones(5), np.ones(5)], momentum=0.9, centered=True)
-    for name in "square_avg", "grad_avg", "momentum_buffer":
+    opt = rmsfast.RMSProp([np.ones(5), np.ones(5)], momentum=0.9, centered=True, ema_decay=0.9)
+    for name in "square_avg", "grad_avg", "momentum_buffer", "ema":
         with pytest.raises(
             ValueError,
             match=rf"grads\[0\]: shares memory with state\[1\]\['{name}'\], expected memory of its own: pass a copy",
@@ -741,6 +744,8 @@ def test_state_dicts_hold_what_the_settings_ask_for(rng):
 NUMBERS = ["momentum", "weight_decay", "initial_square_avg"]
 SWITCHED = ["nesterov", "centered", "decoupled_weight_decay", "eps_inside_sqrt", "lr_in_momentum", "bias_correction"]
 REFUSED_VALUES = [
+    *[("ema_decay", value, ValueError, "a number from 0 to 1 or None") for value in (-0.1, 1.5, np.nan, np.inf)],
+    *[("ema_decay", value, TypeError, "a number from 0 to 1 or None") for value in ("1", True, 1j, [0.9])],
     *[(name, value, ValueError, "a number ≥ 0") for name in NUMBERS for value in (-1e-9, np.nan, -np.inf)],
     *[(name, value, TypeError, "a number ≥ 0") for name in NUMBERS for value in (None, "1", True, 1j, [1.0])],
     *[(name, value, ValueError, "a number > 0 or None") for name in LIMITS for value in (0, -1.0, np.nan)],

@@ -21,7 +21,7 @@ cdef extern from "csrc/rmsfast.h" nogil:
                                      double shrink) noexcept
     ctypedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, Py_ssize_t n,
                                     const rmsfast_scalars *scalars) noexcept
-    ctypedef void (*rmsfast_settle)(void *w, Py_ssize_t n, const rmsfast_scalars *scalars) noexcept
+    ctypedef void (*rmsfast_settle)(void *w, void *a, Py_ssize_t n, const rmsfast_scalars *scalars) noexcept
     ctypedef struct rmsfast_stages:
         rmsfast_form form
         rmsfast_measure measure
@@ -199,7 +199,8 @@ cdef struct Update:
     double correction
     rmsfast_scalars scalars
     rmsfast_update function
-    rmsfast_settle settle       # what follows on a tile, or NULL
+    rmsfast_settle settle       # what follows on a tile, or NULL, …
+    bint averages               # … and whether it has a part for the averages
 
 
 cdef inline void choose_update(Update *update, const Work *work, const Item *item) noexcept nogil:
@@ -218,7 +219,8 @@ cdef inline void choose_update(Update *update, const Work *work, const Item *ite
     more = stages.form(&update.scalars, s, work.grad_scale, gradient.clip_factor, item.correction)
     update.function = stages.update[s.centered][
         RMSFAST_NO_MOMENTUM if s.momentum == 0 else RMSFAST_NESTEROV if s.nesterov else RMSFAST_MOMENTUM][more]
-    update.settle = stages.settle if s.clip_weights != INFINITY else NULL
+    update.averages = s.ema_decay >= 0
+    update.settle = stages.settle if update.averages or s.clip_weights != INFINITY else NULL
 
 
 cdef void update_item(const Work *work, const Item *item, const Update *update, Py_ssize_t start,
@@ -242,7 +244,8 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
         update.function(item.w + place, item.state[SQUARE_AVG] + place, at_byte(item.state[GRAD_AVG], place),
                         at_byte(item.state[MOMENTUM_BUFFER], place), g, n * item.reals, &update.scalars)
         if update.settle != NULL:
-            update.settle(item.w + place, n * item.reals, &update.scalars)
+            update.settle(item.w + place, at_byte(item.state[EMA], place) if update.averages else NULL, n * item.reals,
+                          &update.scalars)
         if work.zero_grads:
             erase(item, start, n)
         start += n
@@ -300,7 +303,7 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
                                                begin, size if scaled else n)
         update.function(w, numbers[SQUARE_AVG], numbers[GRAD_AVG], numbers[MOMENTUM_BUFFER], g, n, &update.scalars)
         if update.settle != NULL:
-            update.settle(w, n, &update.scalars)
+            update.settle(w, <float *>item.state[EMA] + place if update.averages else NULL, n, &update.scalars)
         for k in range(NUMBERS):
             if storage.state[k] != RMSFAST_AS_THEY_ARE and item.state[k] != NULL:
                 scaled = storage.state[k] != RMSFAST_BFLOAT16

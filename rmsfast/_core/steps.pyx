@@ -10,7 +10,7 @@ from cpython.list cimport PyList_GET_SIZE
 from libc.math cimport INFINITY
 
 from rmsfast._core.arrays cimport ArrayPlan, zeros_beside
-from rmsfast._core.kernel cimport RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
+from rmsfast._core.kernel cimport EMA, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
 from rmsfast._core.memory cimport overlap
 from rmsfast._core.plan cimport FINE, MOVED, refuse, refuse_nonfinite
 from rmsfast._core.threads cimport Lock, as_threads, most_threads
@@ -77,6 +77,7 @@ cdef class ArrayFront:
     cdef object rule
     cdef int wanted_threads
     cdef public list loans              # memory that others own: each step asks them to `check` it
+    cdef dict away                      # of parameters that hold their averages now, by index, their own numbers; or None
 
     def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
         self.wanted_threads = as_threads(num_threads)
@@ -159,6 +160,8 @@ cdef class ArrayFront:
         self.begin()
         plan = self.plan
         try:
+            if self.away is not None:
+                self.refuse_averages("step")
             bound = grads is None and plan.bound is not None
             if PyList_GET_SIZE(self.loans) > 0:
                 self.check_loans(bound)
@@ -168,6 +171,9 @@ cdef class ArrayFront:
             if self.changed.up or self.scheduled:
                 self.refresh()
                 verify(plan)       # again, because Python code ran
+            if self.steps == 0:
+                plan.begin_averages()
+                verify(plan)
             if erases and plan.check_erasable():
                 verify(plan)
             if bound:
@@ -268,6 +274,10 @@ cdef class ArrayFront:
         self.begin()
         try:
             self.check_loans(False)
+            if with_params and self.away is not None:
+                self.refuse_averages("a copy of the parameters")
+            if self.steps == 0 and self.plan.check() != MOVED:
+                self.plan.begin_averages()
             taken = Snapshot()
             taken.plan, entries = self.state()
             taken.entries = [
@@ -293,8 +303,10 @@ cdef class ArrayFront:
         self.begin()
         try:
             self.check_loans(False)
+            if self.away is not None:
+                self.refuse_averages("load")
             given = [[state.get(name) for name in STATE_NAMES] for state in states]
-            forms = [layout(w, {**group.settings(), "centered": True, "momentum": 1})
+            forms = [layout(w, {**group.settings(), "centered": True, "momentum": 1, "ema_decay": 1})
                      for group in plan.groups for w in map(np.asarray, group["params"])]
             for i in range(plan.count):
                 for k, a in enumerate(given[i]):
@@ -329,8 +341,62 @@ cdef class ArrayFront:
                 self.changed.put([held], values)
             self.skipped = all_skipped
             self.steps = self.plan.most_steps() if steps_taken is None else all_steps
+            self.plan.complete_states(self.plan.groups)     # an average that was not given begins as the parameter now is
         finally:
             self.lock.release()
+
+    # ---- Averages in the place of the parameters ----
+
+    cdef int refuse_averages(self, str what) except -1:
+        raise RuntimeError(f"{what}: inside averages(), where the parameters hold their averages, expected after it")
+
+    def swap_in(self):
+        """Let the parameters hold their averages, where their groups have some now, or raise and change nothing."""
+        cdef ArrayPlan plan
+        cdef Py_ssize_t i
+        self.begin()
+        plan = self.plan
+        try:
+            if self.away is not None:
+                self.refuse_averages("averages")
+            self.check_loans(False)
+            if not any([group["ema_decay"] is not None for group in plan.groups]):
+                raise ValueError("averages: no group has an ema_decay, expected it in one at least: "
+                                 "RMSProp(params, ema_decay=0.999)")
+            self.verify_unmoved()
+            plan.complete_states(plan.groups)
+            if self.steps == 0:
+                plan.begin_averages()
+            away = {i: np.asarray(plan.params[i]).copy(order="K") for i in range(plan.count)
+                    if plan.groups[plan.items[i].group]["ema_decay"] is not None}
+            self.verify_unmoved()
+            with np.errstate(all="ignore"):
+                self.away = away
+                for i in away:
+                    np.asarray(plan.params[i])[...] = plan.states[i][EMA]
+            plan.write_copies()
+        finally:
+            self.lock.release()
+
+    def swap_out(self):
+        """Give the parameters back the numbers that they had before `swap_in`."""
+        cdef Py_ssize_t i
+        self.begin()
+        try:
+            self.check_loans(False)
+            self.verify_unmoved()
+            for i, w in self.away.items():
+                np.asarray(self.plan.params[i])[...] = w
+            self.away = None
+            self.plan.write_copies()
+        finally:
+            self.lock.release()
+
+    cdef int verify_unmoved(self) except -1:
+        """Raise if a parameter is not where and as it was."""
+        if self.plan.check() == MOVED:
+            refuse(self.plan)
+        return 0
 
 
 cdef bint shares_any(a, ArrayPlan plan):

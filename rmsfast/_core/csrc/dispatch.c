@@ -109,6 +109,7 @@ static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dty
         .clip_norm = INFINITY,
         .clip_global_norm = INFINITY,
         .clip_weights = INFINITY,
+        .ema_decay = -1,
     };
     rmsfast_scalars scalars;
     isa->stages[RMSFAST_DIVIDER][dtype]->form(&scalars, &settings, 1, 1, 1);

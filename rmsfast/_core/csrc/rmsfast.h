@@ -35,6 +35,7 @@ typedef struct {
     double clip_norm;
     double clip_global_norm;
     double clip_weights;
+    double ema_decay; /* negative where there are no averages */
     int nesterov;
     int centered;
     int decoupled_weight_decay;
@@ -57,7 +58,7 @@ enum { RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP }; /* what `nonfinite` can
     typedef struct {                                                                                                   \
         int changes_grad, decays;                                                                                      \
         REAL scale, factor, limit, decay, beta, one_minus_beta, correction, lr_of_quotient;                            \
-        REAL eps_inside, eps_outside, mu, lr_of_step, weight_limit;                                                    \
+        REAL eps_inside, eps_outside, mu, lr_of_step, weight_limit, ema_decay, one_minus_ema_decay;                    \
     } rmsfast_scalars_##REAL;
 RMSFAST_SCALARS(float)
 RMSFAST_SCALARS(double)
@@ -82,8 +83,8 @@ typedef int (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *se
 typedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, ptrdiff_t n,
                                const rmsfast_scalars *scalars);
 
-/* What follows an update, where `clip_weights` asks for it. */
-typedef void (*rmsfast_settle)(void *w, ptrdiff_t n, const rmsfast_scalars *scalars);
+/* What follows an update, where `clip_weights` or `ema_decay` asks for it. `a` is the average of w, or NULL. */
+typedef void (*rmsfast_settle)(void *w, void *a, ptrdiff_t n, const rmsfast_scalars *scalars);
 
 /* What the norm of a gradient, and `nonfinite`, have to know about each RMSFAST_BLOCK numbers of it: the sum of the
    squares of g·grad_scale·shrink, and how many elements of g are infinite or NaN. */

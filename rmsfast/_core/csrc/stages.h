@@ -21,6 +21,8 @@ static int NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, doubl
         .mu = (REAL)s->momentum,
         .lr_of_step = lr_last ? (REAL)s->lr : 1,
         .weight_limit = (REAL)s->clip_weights,
+        .ema_decay = (REAL)s->ema_decay,
+        .one_minus_ema_decay = (REAL)(1 - s->ema_decay),
     };
     return scalars->NAME(of).changes_grad || scalars->NAME(of).decays || correction != 1 || s->eps_inside_sqrt;
 }
