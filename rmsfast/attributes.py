@@ -17,8 +17,8 @@ METHODS = {
     "apply": ": opt.step(grads) takes the gradients in the form of params",
     "iterations": ": opt.steps counts the calls of opt.step(grads)",
     "ema": ": opt.state[name]['ema'] is the average of a parameter, after opt.step(grads)",
-    "finalize_variable_values": ": after opt.step(grads), w[...] = opt.state[name]['ema'] puts an average in the place of "
-    "its parameter for good, opt.averages() for a while",
+    "finalize_variable_values": ": after opt.step(grads), w[...] = opt.state[name]['ema'] puts an average in the place "
+    "of its parameter for good, opt.averages() for a while",
 }
 
 

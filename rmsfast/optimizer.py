@@ -4,8 +4,8 @@ A step goes from `RMSProp.step` straight to the plan in the kernel, which checks
 of this file runs when an optimizer is made, changed, saved or restored.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from os import PathLike
 from types import MappingProxyType
 from typing import Any
@@ -331,8 +331,7 @@ class RMSProp(Settings):
             raise RuntimeError("copies: parameters were added during mirror, expected the same ones: call mirror again")
         self._front.loans = [loan for loan in self._front.loans if not loan.label.startswith("copies")] + loans
 
-    @contextmanager
-    def averages(self) -> Iterator[None]:
+    def averages(self) -> AbstractContextManager[None]:
         """Let the parameters hold their averages inside a ``with`` block: to evaluate, to export, to draw samples.
 
         Before the block, the averages (see `ema_decay`) are written to the parameters, to float16 and bfloat16 ones
@@ -360,11 +359,7 @@ class RMSProp(Settings):
         >>> print(w)
         [-1.]
         """
-        self._front.swap_in()
-        try:
-            yield
-        finally:
-            self._front.swap_out()
+        return steps.Averages(self._front)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Train more parameters from the next step on.

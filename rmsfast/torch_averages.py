@@ -20,9 +20,9 @@ def in_their_place(optimizer: Any) -> Iterator[None]:
         )
     params = [p for group in groups for p in group["params"] if "ema" in optimizer.state.get(p, ())]
     kept = [p.detach().clone(memory_format=torch.preserve_format) for p in params]
-    optimizer._averaging = True
-    optimizer._alone = None  # so that a step asks
     try:
+        optimizer._averaging = True
+        optimizer._alone = None  # so that a step asks
         with torch.no_grad():
             for p in params:
                 p.copy_(optimizer.state[p]["ema"])

@@ -350,7 +350,7 @@ cdef class ArrayFront:
     cdef int refuse_averages(self, str what) except -1:
         raise RuntimeError(f"{what}: inside averages(), where the parameters hold their averages, expected after it")
 
-    def swap_in(self):
+    cdef int swap_in(self) except -1:
         """Let the parameters hold their averages, where their groups have some now, or raise and change nothing."""
         cdef ArrayPlan plan
         cdef Py_ssize_t i
@@ -360,6 +360,7 @@ cdef class ArrayFront:
             if self.away is not None:
                 self.refuse_averages("averages")
             self.check_loans(False)
+            chosen = [i for i in range(plan.count) if plan.groups[plan.items[i].group]["ema_decay"] is not None]
             if not any([group["ema_decay"] is not None for group in plan.groups]):
                 raise ValueError("averages: no group has an ema_decay, expected it in one at least: "
                                  "RMSProp(params, ema_decay=0.999)")
@@ -367,22 +368,26 @@ cdef class ArrayFront:
             plan.complete_states(plan.groups)
             if self.steps == 0:
                 plan.begin_averages()
-            away = {i: np.asarray(plan.params[i]).copy(order="K") for i in range(plan.count)
-                    if plan.groups[plan.items[i].group]["ema_decay"] is not None}
-            self.verify_unmoved()
+            away = {i: np.asarray(plan.params[i]).copy(order="K") for i in chosen}
             with np.errstate(all="ignore"):
-                self.away = away
-                for i in away:
-                    np.asarray(plan.params[i])[...] = plan.states[i][EMA]
+                rounded = {i: plan.states[i][EMA].astype(w.dtype, copy=False) for i, w in away.items()}
+            self.verify_unmoved()
+            # From here on no Python code runs, so that a signal takes effect before or after all of it.
+            self.away = away
+            for i, average in rounded.items():
+                np.asarray(plan.params[i])[...] = average
             plan.write_copies()
         finally:
             self.lock.release()
+        return 0
 
-    def swap_out(self):
+    cdef int swap_out(self) except -1:
         """Give the parameters back the numbers that they had before `swap_in`."""
         cdef Py_ssize_t i
         self.begin()
         try:
+            if self.away is None:
+                return 0
             self.check_loans(False)
             self.verify_unmoved()
             for i, w in self.away.items():
@@ -391,12 +396,35 @@ cdef class ArrayFront:
             self.plan.write_copies()
         finally:
             self.lock.release()
+        return 0
 
     cdef int verify_unmoved(self) except -1:
         """Raise if a parameter is not where and as it was."""
         if self.plan.check() == MOVED:
             refuse(self.plan)
         return 0
+
+
+@cython.final
+cdef class Averages:
+    """A context in which the parameters of an optimizer hold their averages. It is compiled, so that no signal comes
+    between the swap and the block.
+
+    Parameters
+    ----------
+    front : ArrayFront
+        The optimizer's.
+    """
+    cdef ArrayFront front
+
+    def __cinit__(self, ArrayFront front not None):
+        self.front = front
+
+    def __enter__(self):
+        self.front.swap_in()
+
+    def __exit__(self, *error):
+        self.front.swap_out()
 
 
 cdef bint shares_any(a, ArrayPlan plan):
