@@ -77,6 +77,18 @@ def test_an_average_starts_at_what_the_parameter_is_at_the_first_step(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
+def test_an_average_that_was_loaded_stays_until_it_moves(cls):
+    w = np.full(1, 8.0)
+    opt = cls(w, lr=0.0, ema_decay=0.5)
+    saved = opt.state_dict()
+    saved["state"][0]["ema"][:] = 4.0
+    opt.load_state_dict(saved)
+    assert opt.state_dict()["state"][0]["ema"].tolist() == [4.0]
+    opt.step(np.ones(1))
+    assert opt.state[0]["ema"].tolist() == [6.0]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
 def test_averages_can_begin_and_end_at_any_step(cls):
     w = np.full(1, 8.0)
     opt = cls(w, lr=1.0, beta=0.0, eps=0.0)

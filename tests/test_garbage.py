@@ -697,6 +697,18 @@ class Life(RuleBasedStateMachine):
             assert damage, self.answer
         assert_same(self.opt, self.twin)
 
+    @rule()
+    def averages(self):
+        next(calls)
+        before = everything(self.opt)
+        if all(group["ema_decay"] is None for group in self.opt.param_groups):
+            with pytest.raises(ValueError, match="^averages: no group has an ema_decay"):
+                self.opt.averages().__enter__()
+        else:
+            with self.opt.averages(), pytest.raises(RuntimeError, match=r"^load: inside averages\(\)"):
+                self.opt.load_state_dict(self.opt.state_dict())
+        assert everything(self.opt) == before
+
     @rule(clone=st.sampled_from([copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))]))
     def clone(self, clone):
         next(calls)

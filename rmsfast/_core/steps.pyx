@@ -77,6 +77,7 @@ cdef class ArrayFront:
     cdef object rule
     cdef int wanted_threads
     cdef public list loans              # memory that others own: each step asks them to `check` it
+    cdef bint fresh                     # no step was taken and no state loaded: averages are as the parameters are
     cdef dict away                      # of parameters that hold their averages now, by index, their own numbers; or None
 
     def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
@@ -87,6 +88,7 @@ cdef class ArrayFront:
         self.plan = ArrayPlan(None, [], False)
         self.lock = Lock()
         self.loans = []
+        self.fresh = True
 
     cdef int begin(self) except -1:
         """Take this optimizer's lock. If a fork cut off the thread that had it, drop the references to its gradients, and
@@ -171,7 +173,7 @@ cdef class ArrayFront:
             if self.changed.up or self.scheduled:
                 self.refresh()
                 verify(plan)       # again, because Python code ran
-            if self.steps == 0:
+            if self.fresh:
                 plan.begin_averages()
                 verify(plan)
             if erases and plan.check_erasable():
@@ -193,6 +195,7 @@ cdef class ArrayFront:
                 else:
                     plan.count_step()
                 self.steps += 1
+                self.fresh = False
             if erases:
                 plan.erase_gradients(answer == RMSFAST_PROPAGATE and self.rule is None)
             return True
@@ -276,7 +279,7 @@ cdef class ArrayFront:
             self.check_loans(False)
             if with_params and self.away is not None:
                 self.refuse_averages("a copy of the parameters")
-            if self.steps == 0 and self.plan.check() != MOVED:
+            if self.fresh and self.plan.check() != MOVED:
                 self.plan.begin_averages()
             taken = Snapshot()
             taken.plan, entries = self.state()
@@ -339,6 +342,7 @@ cdef class ArrayFront:
             self.plan.write_copies()
             for held, values in settings:
                 self.changed.put([held], values)
+            self.fresh = False
             self.skipped = all_skipped
             self.steps = self.plan.most_steps() if steps_taken is None else all_steps
             self.plan.complete_states(self.plan.groups)     # an average that was not given begins as the parameter now is
@@ -366,7 +370,7 @@ cdef class ArrayFront:
                                  "RMSProp(params, ema_decay=0.999)")
             self.verify_unmoved()
             plan.complete_states(plan.groups)
-            if self.steps == 0:
+            if self.fresh:
                 plan.begin_averages()
             away = {i: np.asarray(plan.params[i]).copy(order="K") for i in chosen}
             with np.errstate(all="ignore"):
