@@ -148,7 +148,7 @@ class RMSprop(torch.optim.RMSprop):
 
     _rule: dict[str, Any] = OURS  # what a saved group means where it says nothing of a setting of ours
     _index: int | None = None  # of an optimizer of one parameter, for steps in backward: its place in the whole one
-    _averaging = False  # whether the parameters hold their averages now
+    _averaging: bool = False  # whether the parameters hold their averages now
     _backward: StepInBackward | None = None  # what updates the parameters in the place of `step`
 
     def __init__(
@@ -497,8 +497,8 @@ class RMSprop(torch.optim.RMSprop):
             if wanted and name not in entry:
                 entry[name] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
         if "ema" not in entry and setting_of(group, "ema_decay") is not None:
-            start = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
-            entry["ema"] = start.copy_(p.detach())
+            average = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+            entry["ema"] = average.copy_(p.detach())
         return entry
 
     def _make_plan(self, by_operations: bool = False) -> None:

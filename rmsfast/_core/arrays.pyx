@@ -15,8 +15,8 @@ from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
-    CACHE_LINE, EMA, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item,
-    Storage, rmsfast_settings, store_numbers,
+    CACHE_LINE, EMA, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG,
+    Item, Storage, rmsfast_settings, store_numbers,
 )
 from rmsfast._core.memory cimport (
     ALIGNED, BFLOAT16, FLOAT16, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
@@ -84,7 +84,14 @@ cdef int begin_state(cnp.ndarray w, list state, double start) except -1:
                 v[...] = complex(start, start) if np.iscomplexobj(v) else start
     for k in (MASTER, EMA):
         if state[k] is not None:
-            state[k][...] = np.asarray(w)
+            copy_numbers(np.asarray(w), state[k])
+    return 0
+
+
+cdef int copy_numbers(w, a) except -1:
+    """Copy a parameter's numbers to an array of as many bits or more, whatever NumPy says of a NaN among them."""
+    with np.errstate(all="ignore"):
+        a[...] = w
     return 0
 
 
@@ -203,7 +210,7 @@ cdef class ArrayPlan(Plan):
                         states = [state.copy() for state in self.states]
                     states[i][k] = zeros_beside(w, form)
                     if k == EMA:
-                        states[i][k][...] = w
+                        copy_numbers(w, states[i][k])
         if states is not None:
             self.take_states(states)
         return 0
@@ -211,10 +218,9 @@ cdef class ArrayPlan(Plan):
     cdef int begin_averages(self) except -1:
         """Let the averages be as the parameters are: before the first step, somebody may have written these."""
         cdef Py_ssize_t i
-        with np.errstate(all="ignore"):
-            for i in range(self.count):
-                if self.states[i][EMA] is not None:
-                    self.states[i][EMA][...] = np.asarray(self.params[i])
+        for i in range(self.count):
+            if self.states[i][EMA] is not None:
+                copy_numbers(np.asarray(self.params[i]), self.states[i][EMA])
         return 0
 
     cdef int take_states(self, list states) except -1:

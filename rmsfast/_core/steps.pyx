@@ -78,7 +78,7 @@ cdef class ArrayFront:
     cdef int wanted_threads
     cdef public list loans              # memory that others own: each step asks them to `check` it
     cdef bint fresh                     # no step was taken and no state loaded: averages are as the parameters are
-    cdef dict away                      # of parameters that hold their averages now, by index, their own numbers; or None
+    cdef dict away                      # own numbers, by index, of parameters that hold their averages now; or None
 
     def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
         self.wanted_threads = as_threads(num_threads)
@@ -345,7 +345,7 @@ cdef class ArrayFront:
             self.fresh = False
             self.skipped = all_skipped
             self.steps = self.plan.most_steps() if steps_taken is None else all_steps
-            self.plan.complete_states(self.plan.groups)     # an average that was not given begins as the parameter now is
+            self.plan.complete_states(self.plan.groups)     # an average that was not given begins as the parameter is
         finally:
             self.lock.release()
 

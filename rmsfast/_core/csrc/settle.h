@@ -1,6 +1,6 @@
-/* What follows an update of numbers of type REAL, while they are still in L1: limits on the parameters, and their average.
-   stages.h includes this file once for each type. Plain loops: the compiler makes vectors of them, and what takes the time
-   is memory. */
+/* What follows an update of numbers of type REAL, while they are still in L1: limits on the parameters, and their
+   average. stages.h includes this file once for each type. Plain loops: the compiler makes vectors of them, and what takes
+   the time is memory. */
 static void NAME(settle)(void *w_, void *a_, ptrdiff_t n, const rmsfast_scalars *scalars)
 {
     REAL *RMSFAST_RESTRICT w = w_;
