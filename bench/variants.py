@@ -27,6 +27,7 @@ VARIANTS: dict[str, tuple[dict, dict, int]] = {
     "decoupled weight decay": ({"weight_decay": 0.01, "decoupled_weight_decay": True}, {}, PLAIN),
     "maximize": ({"maximize": True}, {}, PLAIN),
     "clip by value": ({"clip_value": 0.3}, {}, PLAIN),
+    "clip weights": ({"clip_weights": 0.3}, {}, PLAIN),
     "grad_scale": ({}, {"grad_scale": 0.5}, PLAIN),
     "all of these": (
         {"eps_inside_sqrt": True, "bias_correction": True, "weight_decay": 0.01, "maximize": True, "clip_value": 0.3},
@@ -36,6 +37,7 @@ VARIANTS: dict[str, tuple[dict, dict, int]] = {
     "momentum": ({"momentum": 0.9}, {}, 28),
     "nesterov": ({"momentum": 0.9, "nesterov": True}, {}, 28),
     "centered": ({"centered": True}, {}, 28),
+    "averages of the weights": ({"ema_decay": 0.99}, {}, 28),
     "centered, momentum": ({"centered": True, "momentum": 0.9}, {}, 36),
     "zero_grads": ({}, {"zero_grads": True}, 24),
     "nonfinite": ({"nonfinite": "skip"}, {}, 24),

@@ -305,6 +305,12 @@ def by_name(tree: Any, keys: Sequence[Any], label: str) -> list[Any]:
         elif value is None and (left_alone := below(name, keys)):
             found |= dict.fromkeys(left_alone)
         else:
+            for key in keys:
+                if name.startswith(f"{key}."):
+                    raise ValueError(
+                        f"{label}[{key!r}]: a list, tuple or mapping, expected an array or None, as the parameter is "
+                        "one array: rmsfast.Rows(indices, values) is the gradient of some of its rows"
+                    )
             names = ", ".join(map(repr, keys[:10])) + ", …" * (len(keys) > 10)
             raise ValueError(
                 f"{label}[{name!r}]: no parameter has this name, expected one of {names}{did_you_mean(name, keys)}"

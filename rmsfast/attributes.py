@@ -10,10 +10,15 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Rate = float | Callable[[int], float]
 
-# What to do instead of a method that optimizers elsewhere have.
+# What to do instead of a method or an attribute that optimizers elsewhere have.
 METHODS = {
     "zero_grad": ": the gradients are yours. opt.step(grads, zero_grads=True) sets them to zero",
     "apply_gradients": ": opt.step(grads) takes the gradients in the form of params",
+    "apply": ": opt.step(grads) takes the gradients in the form of params",
+    "iterations": ": opt.steps counts the calls of opt.step(grads)",
+    "ema": ": opt.state[name]['ema'] is the average of a parameter, after opt.step(grads)",
+    "finalize_variable_values": ": after opt.step(grads), w[...] = opt.state[name]['ema'] puts an average in the place "
+    "of its parameter for good, opt.averages() for a while",
 }
 
 
@@ -67,7 +72,9 @@ class Settings:
     clip_value: Common[float | None] = Common()
     clip_norm: Common[float | None] = Common()
     clip_global_norm: Common[float | None] = Common()
+    clip_weights: Common[float | None] = Common()
     nonfinite: Common[str] = Common()
+    ema_decay: Common[float | None] = Common()
     state_dtype: Common[str | None] = Common()
     master_weights: Common[bool] = Common()
     rounding: Common[str] = Common()
@@ -106,12 +113,13 @@ def check_attribute(name: str) -> None:
 
 
 def with_our_names(init: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-    """Let a constructor refuse other frameworks' names of settings with ours in the message."""
+    """Let a constructor refuse names that are no settings, other frameworks' names with ours in the message."""
+    known = {"params", "num_threads", *SETTINGS}
 
     @functools.wraps(init)
     def checked(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         for name in kwargs:
-            if name in FOREIGN:
+            if name not in known:
                 raise TypeError(no_such_setting(name, name))
         init(self, *args, **kwargs)
 

@@ -106,25 +106,38 @@ def keras(
     learning_rate, rho, momentum, epsilon, centered, weight_decay, clipnorm, clipvalue, global_clipnorm
         As Keras's; `rho` is our `beta`. At most one of the three limits may be set. `clipnorm` limits the norm of each
         variable's gradient.
-    use_ema, gradient_accumulation_steps
-        Averages of the weights, and steps that only add up gradients: not supported.
+    use_ema : bool
+        Keep averages of the weights, with a decay of `ema_momentum`: our `ema_decay`. ``with opt.averages():`` puts
+        them in the place of the weights. Ours start as the weights before the first step, Keras's as those after it;
+        the difference decays as ema_momentumᵗ.
+    ema_momentum : float
+        Without `use_ema`, no effect.
+    ema_overwrite_frequency : int, optional
+        Not supported with `use_ema`: copy the averages to the weights in your loop, ``w[...] =
+        opt.state[name]["ema"]``. Without it, no effect.
     loss_scale_factor : float, optional
         Not supported: give its reciprocal to each step, ``opt.step(grads, grad_scale=1 / loss_scale_factor)``.
-    ema_momentum, ema_overwrite_frequency, name
+    gradient_accumulation_steps : int, optional
+        Not supported: add up the gradients of so many batches, and then call ``opt.step(grads, grad_scale=1 /
+        gradient_accumulation_steps, zero_grads=True)``.
+    name : str, optional
         No effect.
 
     Raises
     ------
     ValueError
-        If `use_ema`, `loss_scale_factor` or `gradient_accumulation_steps` is set.
+        If `loss_scale_factor` or `gradient_accumulation_steps` is set, or `ema_overwrite_frequency` with `use_ema`.
 
     References
     ----------
     Keras 3, keras/src/optimizers/rmsprop.py and base_optimizer.py, https://keras.io/api/optimizers/rmsprop/.
     """
-    refuse("use_ema", use_ema, "rmsfast keeps no averages of the weights")
+    if use_ema:
+        advice = 'copy the averages to the weights in your loop, w[...] = opt.state[name]["ema"]'
+        refuse("ema_overwrite_frequency", ema_overwrite_frequency, advice)
     refuse("loss_scale_factor", loss_scale_factor, "give each step its reciprocal, as opt.step(grads, grad_scale=...)")
-    refuse("gradient_accumulation_steps", gradient_accumulation_steps, "add the gradients up before the step")
+    advice = "add up the gradients of so many batches, then opt.step(grads, grad_scale=1 / so many, zero_grads=True)"
+    refuse("gradient_accumulation_steps", gradient_accumulation_steps, advice)
     return {
         "lr": learning_rate,
         "beta": rho,
@@ -138,6 +151,7 @@ def keras(
         "clip_value": clipvalue,
         "clip_norm": clipnorm,
         "clip_global_norm": global_clipnorm,
+        "ema_decay": ema_momentum if use_ema else None,
     }
 
 
@@ -241,7 +255,7 @@ def timm(
     timm (pytorch-image-models), timm/optim/rmsprop_tf.py, https://github.com/huggingface/pytorch-image-models.
     """
     refuse("caution", caution, "updates are not masked by the sign of the gradient")
-    refuse("corrected_weight_decay", corrected_weight_decay, "weight decay is added to g, or takes lr·weight_decay·w")
+    refuse("corrected_weight_decay", corrected_weight_decay, "decoupled weight decay takes lr·weight_decay·w here")
     return {
         **torch(lr, alpha, eps, weight_decay, momentum, centered),
         "decoupled_weight_decay": decoupled_decay,
@@ -310,17 +324,16 @@ def mxnet(
 
     Parameters
     ----------
-    learning_rate, gamma1, gamma2, epsilon, centered, wd, clip_gradient
-        As MXNet's; `gamma1` is our `beta`, `clip_gradient` our `clip_value`. A negative limit means none.
-    clip_weights : float, optional
-        Limits on the weights: not supported.
+    learning_rate, gamma1, gamma2, epsilon, centered, clip_weights, wd, clip_gradient
+        As MXNet's; `gamma1` is our `beta`, `clip_gradient` our `clip_value`. A negative limit means none, and so does 0
+        for `clip_weights`.
     rescale_grad : float
         Not supported: give it to each step, ``opt.step(grads, grad_scale=rescale_grad)``.
 
     Raises
     ------
     ValueError
-        If `clip_weights` or `rescale_grad` is set; or `wd` and `clip_gradient` both, because MXNet 1.x adds weight
+        If `rescale_grad` is set; or `wd` and `clip_gradient` both, because MXNet 1.x adds weight
         decay before it clips, and rmsfast after.
 
     References
@@ -328,7 +341,6 @@ def mxnet(
     MXNet 1.9, python/mxnet/optimizer/optimizer.py and src/operator/optimizer_op-inl.h,
     https://mxnet.apache.org/versions/1.9.1/api/python/docs/api/optimizer/index.html.
     """
-    refuse("clip_weights", clip_weights, "weights are not clipped")
     refuse("rescale_grad", rescale_grad, "give it to each step, as opt.step(grads, grad_scale=...)", 1)
     limit = None if clip_gradient is None or clip_gradient < 0 else clip_gradient
     if limit is not None:
@@ -343,6 +355,7 @@ def mxnet(
         "eps_inside_sqrt": True,
         "lr_in_momentum": True,
         "clip_value": limit,
+        "clip_weights": None if clip_weights is None or clip_weights <= 0 else clip_weights,
     }
 
 

@@ -5,6 +5,7 @@ of this file runs when an optimizer is made, changed, saved or restored.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from os import PathLike
 from types import MappingProxyType
 from typing import Any
@@ -79,10 +80,18 @@ class RMSProp(Settings):
         Limit each element of the gradient to this size; or the norm of each parameter's gradient; or the norm of all of
         this optimizer's gradients together. > 0, and one of the three at most. Infinity means None. Norms are those
         of the gradients after `grad_scale`.
+    clip_weights : float, optional
+        Limit each element of the parameters to this size, > 0, after the update, as a Wasserstein GAN asks for. NaN
+        stays NaN. A float16 or bfloat16 parameter is limited before it is rounded. Infinity means None.
     nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         What to do when a gradient has infinite or NaN elements: compute with them; raise FloatingPointError; or skip
         the step for all parameters, and count it in `skipped_steps`. A step that is skipped or raises changes nothing
         else.
+    ema_decay : float, optional
+        Keep an average a of each parameter in ``state[…]["ema"]``. It is the parameter until the first step. After each
+        update, a ← d·a + (1 − d)·w. d is from 0 to 1; 0.999 averages over the last thousand steps or so. `averages`
+        puts the averages in the place of the parameters, to evaluate or to export them. For float16 and bfloat16
+        parameters they are float32, and of the numbers before these are rounded.
     state_dtype : {None, "bfloat16", "uint8"}, default None
         Store the state in fewer bytes: 2 or 1 in the place of 4 for each number; with "uint8", each block of 64 numbers
         has one byte more for its scale. For float32, float16 and bfloat16 parameters. It cannot change once the group
@@ -122,6 +131,8 @@ class RMSProp(Settings):
     T. Tieleman and G. Hinton, "Lecture 6.5 - RMSProp: divide the gradient by a running average of its recent
     magnitude", COURSERA: Neural Networks for Machine Learning, 2012.
 
+    M. Arjovsky, S. Chintala and L. Bottou, "Wasserstein GAN", arXiv:1701.07875, 2017 (RMSProp with clip_weights).
+
     A. Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, 2013 (centered, momentum).
 
     Examples
@@ -158,7 +169,9 @@ class RMSProp(Settings):
         clip_value: float | None = None,
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
+        clip_weights: float | None = None,
         nonfinite: str = "propagate",
+        ema_decay: float | None = None,
         state_dtype: Any = None,
         master_weights: bool = False,
         rounding: str = "nearest",
@@ -318,6 +331,36 @@ class RMSProp(Settings):
             raise RuntimeError("copies: parameters were added during mirror, expected the same ones: call mirror again")
         self._front.loans = [loan for loan in self._front.loans if not loan.label.startswith("copies")] + loans
 
+    def averages(self) -> AbstractContextManager[None]:
+        """Let the parameters hold their averages inside a ``with`` block: to evaluate, to export, to draw samples.
+
+        Before the block, the averages (see `ema_decay`) are written to the parameters, to float16 and bfloat16 ones
+        rounded to nearest; a `mirror` follows. After it, and also if it raises, the parameters have their own numbers
+        again, bit for bit. What is written to them inside is lost. Parameters of groups without an `ema_decay` stay as
+        they are.
+
+        Raises
+        ------
+        ValueError
+            If no group has an `ema_decay`, or a parameter was resized or changed since it was given.
+        RuntimeError
+            If it is called inside of itself. Inside the block, steps, `save`, `load`, `load_state_dict`, pickling and
+            copying raise it.
+
+        Examples
+        --------
+        >>> import numpy as np, rmsfast
+        >>> w = np.zeros(1)
+        >>> opt = rmsfast.RMSProp(w, lr=1.0, beta=0.0, eps=0.0, ema_decay=0.75)
+        >>> opt.step(np.ones(1))        # w becomes -1, its average 0.75·0 + 0.25·(-1)
+        >>> with opt.averages():
+        ...     print(w)
+        [-0.25]
+        >>> print(w)
+        [-1.]
+        """
+        return steps.Averages(self._front)
+
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Train more parameters from the next step on.
 
@@ -366,7 +409,8 @@ class RMSProp(Settings):
         """For each parameter, by name or index: its ``step`` count, and the arrays that the steps update.
 
         ``square_avg`` is v. ``grad_avg`` is m, and exists once the parameter's group was centered. ``momentum_buffer``
-        is b, and exists once the group had a momentum. The mapping cannot be changed; use `load_state_dict`.
+        is b, and exists once the group had a momentum. ``ema`` is a, and exists once it had an `ema_decay`. The mapping
+        cannot be changed; use `load_state_dict`.
         """
         _, entries = self._front.state()
         return MappingProxyType({key: MappingProxyType({"step": step, **arrays}) for key, step, arrays in entries})
@@ -378,9 +422,9 @@ class RMSProp(Settings):
         -------
         dict
             ``state``: for each parameter, by name or index, a dict of ``step``, an int, and the arrays ``square_avg``
-            and, where there are any, ``grad_avg`` and ``momentum_buffer``. ``param_groups``: for each group, a dict of
-            its settings and of ``params``, the names or indices of its parameters. Where a setting has a schedule,
-            ``step``, the number of steps taken, is there, too. A callable of your own is left out.
+            and, where there are any, ``grad_avg``, ``momentum_buffer`` and ``ema``. ``param_groups``: for each group,
+            a dict of its settings and of ``params``, the names or indices of its parameters. Where a setting has a
+            schedule, ``step``, the number of steps taken, is there, too. A callable of your own is left out.
         """
         return as_state_dict(self._front.snapshot())
 

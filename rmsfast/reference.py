@@ -80,6 +80,7 @@ def update_stored(arrays: dict[str, Array], g: Array, s: Settings, t: int, index
     w = numbers["w"]
     v, m, b = numbers["square_avg"], numbers.get("grad_avg"), numbers.get("momentum_buffer")
     update(w, v, m, b, change(g, w, s), s, t)
+    settle(w, arrays.get("ema"), places, s)
     for name, kind in stored.items():
         x = numbers[name]
         if kind is None:
@@ -116,8 +117,7 @@ def change(g: Array, w: Array, s: Settings) -> Array:
     """Return the gradient g of w, clipped by value, negated and with weight decay, as the settings say."""
     real = g.dtype.type
     if s["clip_value"] is not None:
-        limit = real(s["clip_value"])
-        g = np.where(g > limit, limit, np.where(g < -limit, -limit, g))  # a NaN stays NaN
+        g = limited(g, real(s["clip_value"]))
     if s["maximize"]:
         g = -g
     if s["weight_decay"] != 0 and not s["decoupled_weight_decay"]:
@@ -153,6 +153,20 @@ def update(w: Array, v: Array, m: Any, b: Any, g: Array, s: Settings, t: int) ->
         quotient = g / root
         b[:] = real(mu) * b + quotient
         w -= real(lr) * (quotient + real(mu) * b if s["nesterov"] else b)
+
+
+def settle(w: Array, average: Any, places: Any, s: Settings) -> None:
+    """Limit the new numbers w in place, and let the average of those places move towards them, as the settings say."""
+    real = w.dtype.type  # rounds a Python float once
+    if s["clip_weights"] is not None:
+        w[:] = limited(w, real(s["clip_weights"]))
+    if s["ema_decay"] is not None:
+        average[places] = real(s["ema_decay"]) * average[places] + real(1 - s["ema_decay"]) * w
+
+
+def limited(x: Array, most: Any) -> Array:
+    """Return numbers from -most to most: larger ones become most, smaller ones -most. A NaN stays NaN."""
+    return np.where(x > most, most, np.where(x < -most, -most, x))
 
 
 def clip_factor(norm: float, most: float) -> float:

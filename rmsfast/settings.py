@@ -22,7 +22,7 @@ class Schedule:
 class Number:
     """A setting that is a real number from 0 to `high`.
 
-    With `above`, 0 itself is not allowed. With `optional`, None is, and means the same as infinity.
+    With `above`, 0 itself is not allowed. With `optional`, None is; without a `high`, it means the same as infinity.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Number:
         if value is None and self.optional:
             return None
         number = value if type(value) is float else as_float(value)
-        if number == np.inf and self.optional:
+        if number == self.high == np.inf and self.optional:
             return None  # one way to say "no limit"
         if number is not None and 0 <= number <= self.high and not (self.above and number == 0):
             return number
@@ -51,9 +51,8 @@ class Number:
         raise error(f"{label}: {value!r:.60}, expected {self}{remedy}")
 
     def __str__(self) -> str:
-        if self.high < np.inf:
-            return f"a number from 0 to {self.high:g}"
-        return f"a number {'>' if self.above else '≥'} 0{' or None' if self.optional else ''}"
+        numbers = f"from 0 to {self.high:g}" if self.high < np.inf else f"{'>' if self.above else '≥'} 0"
+        return f"a number {numbers}{' or None' if self.optional else ''}"
 
 
 class Choice:
@@ -124,7 +123,9 @@ SETTINGS: dict[str, Number | Choice | Seed] = {
     "clip_value": LIMIT,
     "clip_norm": LIMIT,
     "clip_global_norm": LIMIT,
+    "clip_weights": LIMIT,
     "nonfinite": Choice("propagate", "raise", "skip"),
+    "ema_decay": Number(None, high=1.0, optional=True),
     "state_dtype": Format(None, "bfloat16", "uint8"),
     "master_weights": SWITCH,
     "rounding": Choice("nearest", "stochastic"),
@@ -159,6 +160,8 @@ FOREIGN = {
     "clipvalue": ("clip_value", "keras"),
     "clip_gradient": ("clip_value", "mxnet"),
     "global_clipnorm": ("clip_global_norm", "keras"),
+    "use_ema": ("ema_decay", "keras"),
+    "ema_momentum": ("ema_decay", "keras"),
 }
 
 # A setting of one step.

@@ -41,7 +41,10 @@ def as_state_dict(taken: Snapshot) -> dict[str, Any]:
         keys = [next(rest) for _ in group["params"]]
         for key in keys:
             for name, (dtype, shape) in layout(params[key], settings).items():
-                if name not in state[key]:  # the setting is new: the next step would begin with zeros
+                if name not in state[key]:  # the setting is new: the next step would begin with these
+                    if name == "ema":
+                        state[key][name] = params[key].astype(dtype)
+                        continue
                     c_order = params[key].flags.c_contiguous
                     state[key][name] = np.zeros(shape, dtype, order="C" if c_order else "F")
         if any(is_schedule(settings[name]) for name in SCHEDULED):
@@ -59,7 +62,7 @@ def as_stored(
     """Return the arrays of a loaded entry as the state of w with these settings stores them, or raise.
 
     What is stored otherwise is converted. A state that has no master begins with the parameter as it is. One that is
-    not complete begins with zeros, but for v.
+    not complete begins with zeros, but for v. An average that is missing stays so: it begins with the new parameter.
     """
     forms = layout(w, settings)
     arrays: dict[str, Array] = {}
@@ -74,6 +77,10 @@ def as_stored(
                 arrays[name] = w.astype(np.float32)
             else:
                 arrays[name] = np.zeros(w.shape, np.int16)
+        elif name == "ema":
+            if name in entry:
+                form = layout(w, {**settings, "ema_decay": 1})[name]
+                arrays[name] = as_like(part_label, entry[name], w, form)
         elif name in NUMBERS and not is_complete and name != "square_avg" and name not in entry:
             dtype, shape = forms[name]
             arrays[name] = np.zeros(shape, dtype)
@@ -96,7 +103,8 @@ def converted(
     kind = "unsigned8" if name == "square_avg" else "signed8"
     dtype = np.asarray(as_array(label, given)).dtype
     if dtype == np.uint8:
-        blocks = layout(w, {"state_dtype": "uint8", "master_weights": False, "centered": True, "momentum": 1})
+        stored_in_8_bits = {"state_dtype": "uint8", "master_weights": False, "ema_decay": None}
+        blocks = layout(w, {**stored_in_8_bits, "centered": True, "momentum": 1})
         given = as_like(label, given, w, (dtype, w.shape))
         scale = np.ascontiguousarray(as_like(f"{label[:-2]}_scale']", scale, w, blocks[f"{name}_scale"]))
         if not given.flags.c_contiguous and not given.flags.f_contiguous:

@@ -6,6 +6,7 @@ operations, for parameters that the kernel does not take.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 try:
@@ -23,6 +24,8 @@ from rmsfast._core import tensors as _tensors
 from rmsfast._core.rows import SummedRows
 from rmsfast._core.threads import Lock, check_num_threads
 from rmsfast.settings import SETTINGS, check_formats
+from rmsfast.torch_averages import in_their_place
+from rmsfast.torch_averages import refuse as refuse_averages
 from rmsfast.torch_backward import StepInBackward, step_in_backward
 from rmsfast.torch_groups import (
     OURS,
@@ -92,10 +95,14 @@ class RMSprop(torch.optim.RMSprop):
         PyTorch's choice of an implementation: here for the sake of `zero_grad`, which asks for it. There is one step.
     eps_inside_sqrt, lr_in_momentum, initial_square_avg, decoupled_weight_decay, nesterov, bias_correction
         As those of `rmsfast.RMSProp`. They are settings of groups, too.
-    clip_value, clip_norm, clip_global_norm, nonfinite
+    clip_value, clip_norm, clip_global_norm, clip_weights, nonfinite
         As those of `rmsfast.RMSProp`, in the same pass as the step. They are settings of groups, too. The global norm
         is that of the gradients of all parameters that the optimizer has. The gradients themselves stay as they are. A
-        DTensor allows `clip_value` alone: the others would need the gradients of other processes.
+        DTensor allows no `clip_norm`, `clip_global_norm` or `nonfinite`: they would need the gradients of other
+        processes.
+    ema_decay : float, optional
+        As that of `rmsfast.RMSProp`: averages of the parameters, in ``state[p]["ema"]``, and by `averages` in their
+        place. It is a setting of groups, too.
     state_dtype, master_weights, rounding, seed
         As those of `rmsfast.RMSProp`: how the state and low-precision parameters are stored. They are settings of
         groups, too. Only for dense tensors on the CPU. Without `state_dtype`, a float16 or bfloat16 parameter has
@@ -141,6 +148,7 @@ class RMSprop(torch.optim.RMSprop):
 
     _rule: dict[str, Any] = OURS  # what a saved group means where it says nothing of a setting of ours
     _index: int | None = None  # of an optimizer of one parameter, for steps in backward: its place in the whole one
+    _averaging: bool = False  # whether the parameters hold their averages now
     _backward: StepInBackward | None = None  # what updates the parameters in the place of `step`
 
     def __init__(
@@ -166,7 +174,9 @@ class RMSprop(torch.optim.RMSprop):
         clip_value: float | None = None,
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
+        clip_weights: float | None = None,
         nonfinite: str = "propagate",
+        ema_decay: float | None = None,
         state_dtype: Any = None,
         master_weights: bool = False,
         rounding: str = "nearest",
@@ -205,7 +215,9 @@ class RMSprop(torch.optim.RMSprop):
             "clip_value": clip_value,
             "clip_norm": clip_norm,
             "clip_global_norm": clip_global_norm,
+            "clip_weights": clip_weights,
             "nonfinite": nonfinite,
+            "ema_decay": ema_decay,
             "state_dtype": SETTINGS["state_dtype"].read(state_dtype, "state_dtype"),
             "master_weights": master_weights,
             "rounding": rounding,
@@ -257,6 +269,7 @@ class RMSprop(torch.optim.RMSprop):
                 self._backward.watch(p)
 
     def __getstate__(self) -> dict[str, Any]:
+        refuse_averages(self, "a copy of the parameters")
         return {**super().__getstate__(), "_num_threads": self.num_threads, "skipped_steps": self.skipped_steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -268,6 +281,7 @@ class RMSprop(torch.optim.RMSprop):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state; see `torch.optim.Optimizer`. State keeps its own dtype until the next step."""
+        refuse_averages(self, "load")
         loaded: list[dict[str, Any]] = []
         handle = self.register_load_state_dict_pre_hook(lambda _, given: loaded.append(given))
         try:
@@ -284,6 +298,31 @@ class RMSprop(torch.optim.RMSprop):
         """Return the state and the settings, which `torch.optim.RMSprop` loads as well; see `torch.optim.Optimizer`."""
         saved = super().state_dict()
         return {**saved, "param_groups": [as_saved(group) for group in saved["param_groups"]]}
+
+    def averages(self) -> AbstractContextManager[None]:
+        """Let the parameters hold their averages (`ema_decay`) inside a ``with`` block: to evaluate, to export.
+
+        After it, and also if it raises, they have their own numbers again, bit for bit. A parameter that had no
+        gradient yet has no average, and stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If no group has an `ema_decay`.
+        RuntimeError
+            If it is called inside of itself. Inside the block, steps, `load_state_dict`, pickling and copying raise it.
+
+        Examples
+        --------
+        >>> import torch, rmsfast.torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = rmsfast.torch.RMSprop(model.parameters(), ema_decay=0.999)
+        >>> model(torch.ones(8, 3)).square().mean().backward()
+        >>> optimizer.step()
+        >>> with optimizer.averages(), torch.no_grad():
+        ...     loss = model(torch.ones(8, 3)).square().mean()
+        """
+        return in_their_place(self)
 
     # ---- A step ----
 
@@ -363,6 +402,7 @@ class RMSprop(torch.optim.RMSprop):
     @torch.no_grad()
     def _step_anew(self, threads: int) -> None:
         """Take a step for which the plan alone did not suffice: because of the gradients, or of all else."""
+        refuse_averages(self, "step")
         self._alone = None
         if modes._is_in_torch_dispatch_mode:  # such a mode, as FakeTensorMode, has to see every operation
             self._make_plan(by_operations=True)
@@ -446,16 +486,19 @@ class RMSprop(torch.optim.RMSprop):
         entry: Entry = self.state[p]
         if "step" not in entry:
             entry["step"] = step_tensor(0)
+        dtype = torch.float32 if p.dtype in formats.HALF and p.device.type == "cpu" else p.dtype
         if "square_avg" not in entry:
             start = float(setting_of(group, "initial_square_avg"))
             value = complex(start, start) if p.is_complex() else start
-            dtype = torch.float32 if p.dtype in formats.HALF and p.device.type == "cpu" else p.dtype
             entry["square_avg"] = torch.full_like(
                 p, value, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
             )
         for name, wanted in (("momentum_buffer", group["momentum"] > 0), ("grad_avg", group["centered"])):
             if wanted and name not in entry:
                 entry[name] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
+        if "ema" not in entry and setting_of(group, "ema_decay") is not None:
+            average = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+            entry["ema"] = average.copy_(p.detach())
         return entry
 
     def _make_plan(self, by_operations: bool = False) -> None:
@@ -525,7 +568,9 @@ class RMSpropTFLike(RMSprop):
         As for `RMSprop`, with True and 1.0 for defaults.
     lr_in_momentum, decoupled_weight_decay, nesterov, bias_correction
         As for `RMSprop`.
-    clip_value, clip_norm, clip_global_norm, nonfinite, state_dtype, master_weights, rounding, seed, num_threads
+    clip_value, clip_norm, clip_global_norm, clip_weights, nonfinite, ema_decay, state_dtype, master_weights, rounding
+        As for `RMSprop`.
+    seed, num_threads
         As for `RMSprop`.
 
     Notes
@@ -563,7 +608,9 @@ class RMSpropTFLike(RMSprop):
         clip_value: float | None = None,
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
+        clip_weights: float | None = None,
         nonfinite: str = "propagate",
+        ema_decay: float | None = None,
         state_dtype: Any = None,
         master_weights: bool = False,
         rounding: str = "nearest",
@@ -591,7 +638,9 @@ class RMSpropTFLike(RMSprop):
             clip_value=clip_value,
             clip_norm=clip_norm,
             clip_global_norm=clip_global_norm,
+            clip_weights=clip_weights,
             nonfinite=nonfinite,
+            ema_decay=ema_decay,
             state_dtype=state_dtype,
             master_weights=master_weights,
             rounding=rounding,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rmsfast._core.tensors import Seen
 from rmsfast.settings import count_of
+from rmsfast.torch_averages import refuse
 from rmsfast.torch_groups import setting_of
 
 # What needs the gradients of all parameters at once.
@@ -187,6 +188,7 @@ class OneParameter:
     def update(self) -> None:
         """Update the parameter by its gradient, and free that."""
         whole = self.handle.optimizer
+        refuse(whole, "step in backward")
         if not self.is_part_of(whole):
             self.join(whole)
         if self.seen is None or not self.seen.holds():

@@ -33,7 +33,7 @@ def dtype_of(name: str, p: Tensor, settings: Mapping[str, Any]) -> torch.dtype:
     """Return the dtype of a state tensor by name."""
     if name in ("remainder", "master"):
         return torch.int16 if name == "remainder" else torch.float32
-    if settings["state_dtype"] is not None:
+    if settings["state_dtype"] is not None and name != "ema":
         return STORED[settings["state_dtype"]]
     return torch.float32 if p.dtype in HALF else p.dtype
 
@@ -54,7 +54,7 @@ def check(p: Tensor, i: int, settings: Mapping[str, Any], is_native: bool) -> No
 
 def bring_in_form(p: Tensor, entry: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Convert the state of a parameter that is not stored as settings say, and make or drop its master."""
-    for name in NUMBERS:
+    for name in (*NUMBERS, "ema"):
         value, scale = entry.get(name), entry.get(f"{name}_scale")
         dtype = dtype_of(name, p, settings)
         if not torch.is_tensor(value) or type(value) not in (Tensor, torch.nn.Parameter) or value.shape != p.shape:

@@ -20,7 +20,9 @@ OURS: dict[str, Any] = {
     "clip_value": None,
     "clip_norm": None,
     "clip_global_norm": None,
+    "clip_weights": None,
     "nonfinite": "propagate",
+    "ema_decay": None,
     "state_dtype": None,
     "master_weights": False,
     "rounding": "nearest",
@@ -45,7 +47,8 @@ TIMMS = {
 NATIVE_NAMES = {"alpha": "beta"}
 NUMBERS = ("lr", "alpha", "eps", "weight_decay", "momentum", "initial_square_avg")
 SWITCHES = ("centered", "maximize", *(name for name, value in OURS.items() if value is False))
-CHECKED = ("clip_value", "clip_norm", "clip_global_norm", "nonfinite", "state_dtype", "rounding", "seed")
+CLIPPED = ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")
+CHECKED = (*CLIPPED, "nonfinite", "ema_decay", "state_dtype", "rounding", "seed")
 # What looks the same while its value changes, as a tensor that is a learning rate.
 FIXED = (float, int, bool, str, type(None))
 

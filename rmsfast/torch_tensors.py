@@ -135,7 +135,7 @@ def check_others(others: Iterable[tuple[int, Tensor, Tensor, Entry, Any]]) -> No
             )
         if p.layout is torch.strided and type(p) in PLAIN and torch._debug_has_internal_overlap(p) == 1:
             raise RuntimeError(f"parameter {i}: its elements share memory, expected memory of their own: p.clone()")
-        for name in NUMBERS:
+        for name in (*NUMBERS, "ema"):
             value = entry.get(name, p)
             if value.shape != p.shape or value.is_complex() != p.is_complex() or value.device != p.device:
                 raise RuntimeError(
@@ -252,8 +252,8 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], f
     grad : tensor
         Of the same shape; a sparse one updates what it has elements for.
     entry : dict
-        The parameter's state: step, this one counted, square_avg and, where they are asked for, grad_avg and
-        momentum_buffer.
+        The parameter's state: step, this one counted, square_avg and, where they are asked for, grad_avg,
+        momentum_buffer and ema.
     settings : dict
         The kernel's settings.
     factor : float, default 1
@@ -264,7 +264,7 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], f
         update(part, grad, entry, settings, factor)
         p.copy_(part)
         return
-    names = [name for name in NUMBERS if name in entry]
+    names = [name for name in (*NUMBERS, "ema") if name in entry]
     if grad.layout is torch.sparse_coo and grad.sparse_dim() > 0:
         grad = grad.coalesce()
         place = tuple(grad.indices())
@@ -305,10 +305,14 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], f
     divisor = (average + eps).sqrt_() if settings["eps_inside_sqrt"] else average.sqrt().add_(eps)
     if momentum == 0:
         p.addcdiv_(grad, divisor, value=-lr)
-        return
-    inside, outside = (lr, 1.0) if settings["lr_in_momentum"] else (1.0, lr)
-    buffer = arrays["momentum_buffer"].mul_(momentum).addcdiv_(grad, divisor, value=inside)
-    if settings["nesterov"]:
-        p.add_(grad.div(divisor).mul_(inside).add_(buffer, alpha=momentum), alpha=-outside)
     else:
-        p.add_(buffer, alpha=-outside)
+        inside, outside = (lr, 1.0) if settings["lr_in_momentum"] else (1.0, lr)
+        buffer = arrays["momentum_buffer"].mul_(momentum).addcdiv_(grad, divisor, value=inside)
+        if settings["nesterov"]:
+            p.add_(grad.div(divisor).mul_(inside).add_(buffer, alpha=momentum), alpha=-outside)
+        else:
+            p.add_(buffer, alpha=-outside)
+    if settings["clip_weights"] is not None:
+        p.clamp_(-settings["clip_weights"], settings["clip_weights"])
+    if settings["ema_decay"] is not None:
+        arrays["ema"].mul_(settings["ema_decay"]).add_(p, alpha=1 - settings["ema_decay"])

@@ -69,7 +69,7 @@ static uint64_t digest_of(uint64_t digest, const void *numbers, int n, int is_fl
     return digest;
 }
 
-static double w[N], v[N], m[N], b[N], g[N];
+static double w[N], v[N], m[N], b[N], a[N], g[N];
 
 static uint64_t update(const rmsfast_stages *stages, int is_float64, int centered, int momentum, int variant)
 {
@@ -89,6 +89,8 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
         .clip_value = variant & 1 ? 0.5 : INFINITY,
         .clip_norm = INFINITY,
         .clip_global_norm = INFINITY,
+        .clip_weights = variant & 32 ? 1e-7 : INFINITY,
+        .ema_decay = betas[(variant + 1) % 4],
     };
     rmsfast_scalars scalars;
     rmsfast_block block;
@@ -98,16 +100,18 @@ static uint64_t update(const rmsfast_stages *stages, int is_float64, int centere
     fill(v, N, is_float64, 1);
     fill(m, N, is_float64, 0);
     fill(b, N, is_float64, 0);
+    fill(a, N, is_float64, 0);
     for (int step = 1; step <= 3; step++) {
         fill(g, N, is_float64, 0);
         const double factor = variant & 4 ? 0.7 : 1, correction = variant & 16 ? 1 / 0.19 : 1;
         const int more = stages->form(&scalars, &settings, variant & 8 ? 0.3 : 1, factor, correction);
         stages->update[centered][momentum][more](w, v, centered ? m : NULL, momentum ? b : NULL, g, N, &scalars);
+        stages->settle(w, a, N, &scalars);
         fill(g, N, is_float64, 1);
         stages->measure(&block, g, N, 0.3, step == 2 ? 0x1p-600 : 1);
         digest = digest_of(add(digest, (uint64_t)block.nonfinite), &block.squares, 1, 1);
     }
-    digest = digest_of(digest_of(digest, w, N, is_float64), v, N, is_float64);
+    digest = digest_of(digest_of(digest_of(digest, w, N, is_float64), v, N, is_float64), a, N, is_float64);
     return digest_of(digest_of(digest, m, N, is_float64), b, N, is_float64);
 }
 
@@ -132,6 +136,7 @@ static uint64_t stored(const rmsfast_isa *isa, int root, int of_w, int of_state,
 {
     static double more[RMSFAST_COPY][N];
     static uint16_t copy[N];
+    static float average[N];
     const rmsfast_stages *stages = isa->stages[root][RMSFAST_FLOAT32];
     const rmsfast_settings settings = {
         .lr = 0.01,
@@ -141,6 +146,8 @@ static uint64_t stored(const rmsfast_isa *isa, int root, int of_w, int of_state,
         .clip_value = INFINITY,
         .clip_norm = INFINITY,
         .clip_global_norm = INFINITY,
+        .clip_weights = draws ? 0.3 : INFINITY,
+        .ema_decay = rule == 3 ? 0.9 : -1,
     };
     void *const data[RMSFAST_COPY] = {w, v, rule % 2 ? m : NULL, rule / 2 ? b : NULL};
     rmsfast_stored numbers[RMSFAST_KINDS] = {{.data = of_grad ? NULL : copy, .format = RMSFAST_BFLOAT16}};
@@ -148,6 +155,8 @@ static uint64_t stored(const rmsfast_isa *isa, int root, int of_w, int of_state,
     rmsfast_scalars scalars;
     uint64_t digest = 0;
     numbers[RMSFAST_COPY] = numbers[0];
+    numbers[RMSFAST_EMA].data = rule == 3 ? average : NULL;
+    memset(average, 0, sizeof average);
     memset(more, 0, sizeof more);
     memset(copy, 0, sizeof copy);
     seed = (uint64_t)(of_w + 10 * of_state + 100 * of_grad + 1000 * draws + 10000 * rule);
@@ -171,7 +180,8 @@ static uint64_t stored(const rmsfast_isa *isa, int root, int of_w, int of_state,
         if (of_grad != RMSFAST_AS_THEY_ARE)
             isa->storage->store[RMSFAST_NEAREST][of_grad](g, NULL, 0, N, grads, NULL);
         const int extra = stages->form(&scalars, &settings, 1, 1, 1);
-        isa->storage->update(numbers, N, &grad, place, n, stages->update[rule % 2][rule / 2][extra], &scalars);
+        isa->storage->update(numbers, N, &grad, place, n, stages->update[rule % 2][rule / 2][extra],
+                             draws || rule == 3 ? stages->settle : NULL, &scalars);
     }
     for (int k = 0; k < RMSFAST_COPY; k++)
         if (data[k] != NULL && numbers[k].format == RMSFAST_AS_THEY_ARE)
@@ -182,7 +192,7 @@ static uint64_t stored(const rmsfast_isa *isa, int root, int of_w, int of_state,
                      : numbers[k].format == RMSFAST_SPLIT  ? digest_of_bytes(digest, more[k], N, RMSFAST_SPLIT)
                                                            : digest_of_bytes(digest, more[k], N / 64 + 1, RMSFAST_SIGNED8);
         }
-    return digest_of_bytes(digest, copy, N, RMSFAST_BFLOAT16);
+    return digest_of(digest_of_bytes(digest, copy, N, RMSFAST_BFLOAT16), average, N, 0);
 }
 
 static int all_stored(void)

@@ -212,6 +212,11 @@ def test_rows_and_none_in_a_tree():
         ([(ONE,), None], ValueError, "grads['0']: 1 entry, expected more: a gradient or None for params['0.1']"),
         ([(ONE, ONE.copy())], ValueError, "grads: 1 entry, expected more: a gradient or None for params['1.table']"),
         ([(ONE, ONE, ONE), None], ValueError, "grads['0.2']: no parameter has this name, expected one of '0.0', '0.1'"),
+        (
+            [((ONE, ONE), ONE), None],
+            ValueError,
+            "grads['0.0']: a list, tuple or mapping, expected an array or None, as the parameter is one array: rm",
+        ),
         ([(ONE, ONE), {"tabel": ONE}], ValueError, "Did you mean '1.table'?"),
         ([(np.ones(5), ONE), None], ValueError, "grads['0.0']: shape (5,), expected (6,)"),
         ([(ONE, 1.0), None], TypeError, "grads['0.1']: float, expected a NumPy array"),

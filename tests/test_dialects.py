@@ -5,6 +5,7 @@ tests/data/make_golden.py made the trajectories; tests/peers/ compares with the 
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,15 +108,20 @@ def test_what_mxnet_ignores():
     [
         (lambda: dialects.torch(capturable=True), "capturable: True, expected"),
         (lambda: dialects.torch(differentiable=True), "differentiable: True, expected"),
-        (lambda: dialects.keras(use_ema=True), "use_ema: True, expected"),
+        (
+            lambda: dialects.keras(use_ema=True, ema_overwrite_frequency=3),
+            r"ema_overwrite_frequency: 3, expected None: copy .*, w\[...\] = opt.state\[name\]\[\"ema\"\]$",
+        ),
         (
             lambda: dialects.keras(loss_scale_factor=8.0),
             r"loss_scale_factor: 8.0, expected .* opt.step\(grads, grad_scale=",
         ),
-        (lambda: dialects.keras(gradient_accumulation_steps=4), "gradient_accumulation_steps: 4, expected"),
+        (
+            lambda: dialects.keras(gradient_accumulation_steps=4),
+            r"gradient_accumulation_steps: 4, expected None: add up .* opt.step\(grads, grad_scale=1 / so many, zero",
+        ),
         (lambda: dialects.timm(caution=True), "caution: True, expected"),
         (lambda: dialects.timm(corrected_weight_decay=True), "corrected_weight_decay: True, expected"),
-        (lambda: dialects.mxnet(clip_weights=1.0), "clip_weights: 1.0, expected"),
         (lambda: dialects.mxnet(rescale_grad=0.5), r"rescale_grad: 0.5, expected 1: .* opt.step\(grads, grad_scale="),
         (lambda: dialects.mxnet(wd=0.1, clip_gradient=1.0), "wd: 0.1, expected 0: with clip_gradient, MXNet adds"),
     ],
@@ -123,6 +129,31 @@ def test_what_mxnet_ignores():
 def test_what_cannot_be_expressed(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
+
+
+def test_the_averages_of_keras():
+    assert dialects.keras(use_ema=True)["ema_decay"] == 0.99
+    assert dialects.keras(use_ema=True, ema_momentum=0.5)["ema_decay"] == 0.5
+    assert dialects.keras(ema_momentum=0.5)["ema_decay"] is None
+
+
+def test_the_limits_of_mxnet():
+    assert dialects.mxnet(clip_weights=0.01)["clip_weights"] == 0.01
+    for none in None, 0, -1.0:
+        assert dialects.mxnet(clip_weights=none)["clip_weights"] is None
+
+
+def test_every_refusal_is_documented():
+    """docs/variants.md lists the keywords that a dialect refuses, each with the dialects that do."""
+    source = inspect.getsource(dialects)
+    text = Path(__file__).parent.with_name("docs").joinpath("variants.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| (`[^|]*`) \|", text.split("## What is refused")[1], re.MULTILINE))
+    refused = {}
+    for name in DEFAULTS:
+        for keyword in re.findall(r'refuse\("(\w+)"', inspect.getsource(getattr(dialects, name))):
+            refused.setdefault(keyword, []).append(name)
+    assert len(refused) == len(set(re.findall(r'refuse\("(\w+)"', source))) > 0
+    assert table == {keyword: ", ".join(f"`{name}`" for name in names) for keyword, names in refused.items()}
 
 
 def test_what_changes_no_number():

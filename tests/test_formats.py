@@ -28,7 +28,7 @@ FORMATS += [(dtype, state | kept) for dtype, state, kept in product(HALVES, STAT
 NAMES = [" ".join(map(str, [dtype, *settings.values()])) for dtype, settings in FORMATS]
 
 every_format = pytest.mark.parametrize(("dtype", "settings"), FORMATS, ids=NAMES)
-ALL = {"momentum": 0.9, "centered": True, "lr": 0.1}  # settings with which there is every kind of state
+ALL = {"momentum": 0.9, "centered": True, "ema_decay": 0.9, "lr": 0.1}  # with which there is every kind of state
 
 
 def some(rng, shape, dtype, order="C"):

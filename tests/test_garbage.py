@@ -234,10 +234,11 @@ LIMITS = ["clip_value", "clip_norm", "clip_global_norm"]
 SWITCHES = ["nesterov", "centered", "decoupled_weight_decay", "eps_inside_sqrt", "lr_in_momentum", "bias_correction"]
 SETTINGS = {
     **{name: [0, 0.5, 1e-3, 1.0, np.float32(2)] for name in REALS},
-    **{name: [None, None, 0.5, 3, np.inf] for name in LIMITS},
+    **{name: [None, None, 0.5, 3, np.inf] for name in [*LIMITS, "clip_weights"]},
     **{name: [False, True, np.bool_(True)] for name in [*SWITCHES, "maximize"]},
     "beta": [0, 0.5, 0.9, 1],
     "nonfinite": ["propagate", "raise", "skip"],
+    "ema_decay": [None, None, 0, 0.9, 1],
     "state_dtype": [None, None, None, "bfloat16", "uint8"],
     "master_weights": [False, False, True],
     "rounding": ["nearest", "nearest", "stochastic"],
@@ -303,8 +304,10 @@ def assert_legal(values):
         assert type(name) is str
         if name in REALS:
             assert (name == "lr" and callable(value)) or (type(value) is float and value >= 0)
-        elif name in LIMITS:
+        elif name in [*LIMITS, "clip_weights"]:
             assert value is None or (type(value) is float and 0 < value < np.inf)
+        elif name == "ema_decay":
+            assert value is None or (type(value) is float and 0 <= value <= 1)
         elif name == "seed":
             assert type(value) is int
             assert 0 <= value < 2**63
@@ -693,6 +696,18 @@ class Life(RuleBasedStateMachine):
         else:
             assert damage, self.answer
         assert_same(self.opt, self.twin)
+
+    @rule()
+    def averages(self):
+        next(calls)
+        before = everything(self.opt)
+        if all(group["ema_decay"] is None for group in self.opt.param_groups):
+            with pytest.raises(ValueError, match="^averages: no group has an ema_decay"):
+                self.opt.averages().__enter__()
+        else:
+            with self.opt.averages(), pytest.raises(RuntimeError, match=r"^load: inside averages\(\)"):
+                self.opt.load_state_dict(self.opt.state_dict())
+        assert everything(self.opt) == before
 
     @rule(clone=st.sampled_from([copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))]))
     def clone(self, clone):

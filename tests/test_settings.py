@@ -155,6 +155,7 @@ ANOTHER_VALUE = {
     **{name: True for name, value in SETTINGS.items() if type(value) is bool},
     **{name: 2.0 for name, value in SETTINGS.items() if value is None},
     "nonfinite": "skip",
+    "ema_decay": 0.5,
     "state_dtype": "uint8",
     "rounding": "stochastic",
     "seed": 7,
@@ -234,7 +235,9 @@ def test_a_setting_with_a_slip_is_no_new_attribute():
         _ = opt.title
 
 
-@pytest.mark.parametrize("name", ["zero_grad", "apply_gradients"])
+@pytest.mark.parametrize(
+    "name", ["zero_grad", "apply_gradients", "apply", "iterations", "ema", "finalize_variable_values"]
+)
 def test_methods_of_other_optimizers_are_answered_with_ours(name):
     opt = rmsfast.RMSProp(np.ones(3))
     with pytest.raises(AttributeError, match=rf"^'RMSProp' object has no attribute '{name}': .*opt.step\(grads"):
@@ -399,8 +402,12 @@ def test_the_keys_of_a_group_are_fixed():
 
 def test_an_unknown_keyword():
     for cls in CLASSES:
-        with pytest.raises(TypeError, match="'momentun'"):
+        with pytest.raises(
+            TypeError, match=r"^momentun: no such setting, expected one of lr, .* Did you mean 'momentum'\?$"
+        ):
             cls(np.ones(3), momentun=0.9)
+        with pytest.raises(TypeError, match="^clip: no such setting, expected one of .*, clip_value, clip_norm, "):
+            cls(np.ones(3), clip=0.9)
 
 
 def test_two_groups_are_equal_if_they_are_one():

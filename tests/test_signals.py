@@ -184,6 +184,28 @@ def test_an_interrupted_copy_takes_nothing_away(clone, stride):
     assert [entry["step"] for entry in opt.state.values()] == [2] * len(SHAPES)
 
 
+@tracing
+def test_averages_interrupted_anywhere_give_the_parameters_back():
+    n = 1
+    while True:
+        opt, params = make(ema_decay=0.5)
+        opt.step(ones())
+        before = everything(opt)
+
+        def evaluate(opt=opt, params=params):
+            with opt.averages():
+                assert (params[0] == -0.5).all()
+
+        more = interrupted_at(evaluate, n)
+        assert everything(opt) == before
+        opt.step([np.ones_like(w) for w in params])
+        assert (params[0] == -2).all()
+        if not more:
+            break
+        n += 1
+    assert n > 5
+
+
 @pytest.mark.skipif(os.name != "posix", reason="timers of POSIX")
 def test_a_signal_in_a_long_step_takes_effect_right_after_it():
     w, g = np.zeros(8_000_000), np.ones(8_000_000)

@@ -37,6 +37,8 @@ OWN = {
     "centered": [False, True],
     "maximize": [False, True],
     "weight_decay": [0.0, 0.05],
+    "clip_weights": [None, 0.7],
+    "ema_decay": [None, 0.9],
 }
 
 
@@ -548,7 +550,9 @@ def test_what_cannot_move_is_refused():
         ours.from_native(native.state_dict())
 
 
-@pytest.mark.parametrize("settings", [{"clip_norm": 2.0}, {"clip_value": 0.5, "nonfinite": "skip"}])
+@pytest.mark.parametrize(
+    "settings", [{"clip_norm": 2.0}, {"clip_value": 0.5, "nonfinite": "skip"}, {"clip_weights": 0.01}]
+)
 def test_settings_that_pytorch_lacks_move_in_both_directions(settings):
     native = rmsfast.RMSProp(np.ones(3), **settings)
     optimizer = ours.RMSprop(parameters(3))
@@ -1324,7 +1328,9 @@ def test_a_group_with_settings_that_do_not_go_together_is_refused_at_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
-@pytest.mark.parametrize("clip", [{"clip_value": 0.3}, {"clip_norm": 0.5}, {"clip_global_norm": 0.7}])
+@pytest.mark.parametrize(
+    "clip", [{"clip_value": 0.3}, {"clip_norm": 0.5}, {"clip_global_norm": 0.7}, {"clip_weights": 0.2}]
+)
 def test_clipping_has_the_bits_of_the_native_optimizer(clip, dtype, looking, short_stretches):
     shapes = [(5, 3), (2000,), (), (0, 2)]
     params = parameters(*shapes, dtype=dtype)
@@ -1351,7 +1357,9 @@ def test_one_step_clips_as_pytorchs_function_and_step_do():
     assert_close(a, b, 1e-5)
 
 
-@pytest.mark.parametrize("clip", [{"clip_value": 0.3}, {"clip_norm": 0.5}, {"clip_global_norm": 0.7}])
+@pytest.mark.parametrize(
+    "clip", [{"clip_value": 0.3}, {"clip_norm": 0.5}, {"clip_global_norm": 0.7}, {"clip_weights": 0.2}]
+)
 def test_parameters_that_are_not_for_the_kernel_take_part_in_clipping(clip):
     """A view that stands for its negative, beside a bfloat16 parameter; the norm is that of all."""
     exact = parameters((40,), (7,), (6,))

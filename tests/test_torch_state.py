@@ -56,7 +56,9 @@ def test_a_saved_group_has_pytorchs_settings_alone_where_the_rule_is_pytorchs():
         ("clip_value", 1.0),
         ("clip_norm", 1.0),
         ("clip_global_norm", 1.0),
+        ("clip_weights", 0.1),
         ("nonfinite", "skip"),
+        ("ema_decay", 0.9),
     ],
 )
 def test_a_saved_group_has_each_setting_that_differs(name, value):

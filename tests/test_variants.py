@@ -11,7 +11,7 @@ import rmsfast
 
 CLASSES = [rmsfast.RMSProp, rmsfast.reference.RMSProp]
 DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
-LIMITS = ["clip_value", "clip_norm", "clip_global_norm"]
+LIMITS = ["clip_value", "clip_norm", "clip_global_norm", "clip_weights"]
 
 # Each switch with its positions: settings of the optimizer and, under "step", arguments of `step`.
 SWITCHES = [
@@ -26,6 +26,7 @@ SWITCHES = [
     [{}, {"clip_value": 0.7}, {"clip_norm": 2.0}, {"clip_global_norm": 3.0}],
     [{}, {"nonfinite": "skip"}],
     [{}, {"step": {"grad_scale": 0.37}}, {"step": {"zero_grads": True}}],
+    [{}, {"clip_weights": 0.3}, {"ema_decay": 0.9}, {"ema_decay": 0.3, "clip_weights": 0.5}],
 ]
 
 
@@ -130,9 +131,11 @@ def test_every_pair_of_settings(rng, short_stretches, dtypes, threads):
 
 @pytest.mark.slow
 def test_every_combination_of_settings(rng, short_stretches):
-    """The whole cross product; types and numbers of threads take turns."""
-    for i, positions in enumerate(product(*SWITCHES)):
-        compare(rng, *merged(positions), [DTYPES[i % 4], DTYPES[i // 4 % 4]], 1 + i % 3)
+    """The whole cross product; types, numbers of threads and what follows the update take turns."""
+    *switches, last = SWITCHES
+    for i, positions in enumerate(product(*switches)):
+        follows = last[i // 16 % len(last)]
+        compare(rng, *merged([*positions, follows]), [DTYPES[i % 4], DTYPES[i // 4 % 4]], 1 + i % 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
@@ -208,6 +211,11 @@ def one_step(cls, w, g, step=None, **settings):
         ({"step": {"grad_scale": 0.5}, "eps": 0.5}, 3 - 1 / (0.5 + 0.5)),
         ({"momentum": 0.5}, 1.0),
         ({"momentum": 0.5, "nesterov": True}, 3 - (2 + 0.5 * 2)),
+        ({"clip_weights": 0.75}, 0.75),
+        ({"clip_weights": 1.5}, 1.0),
+        ({"clip_weights": 1.5, "maximize": True, "weight_decay": 0.5, "decoupled_weight_decay": True}, 1.5),
+        ({"clip_weights": 0.25, "lr": 2.0}, -0.25),
+        ({"ema_decay": 0.75}, 1.0),
     ],
 )
 def test_each_setting_by_hand(cls, settings, expected):
@@ -264,6 +272,27 @@ def test_a_start_that_the_type_cannot_hold(dtype, start):
         opt = rmsfast.RMSProp(np.ones(3, dtype), initial_square_avg=start)
     numbers = opt.state[0]["square_avg"].view(np.float32)
     assert_same_bits(numbers, np.full_like(numbers, np.inf if start > 1 else 0))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_limits_of_the_weights_keep_nan_and_the_sign_of_zero(cls, dtype):
+    w = np.array([NAN, 0.0, -0.0, INF, -INF, TINY, 0.5, -0.5, 0.25], dtype)
+    expected = np.array([NAN, 0.0, -0.0, 0.25, -0.25, TINY, 0.25, -0.25, 0.25], dtype)
+    opt = cls(w, lr=0.0, clip_weights=0.25)
+    opt.step(np.full_like(w, 1.0))
+    assert_same_bits(w, expected)
+    opt.clip_weights = 1e-300  # 0 in float32
+    opt.step(np.full_like(w, 1.0))
+    most = dtype(1e-300)
+    assert_same_bits(w, np.array([NAN, 0, -0.0, most, -most, min(TINY, most), most, -most, most], dtype))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_weights_of_rows_are_limited_with_their_rows(cls):
+    w = np.full((4, 2), 5.0)
+    cls(w, clip_weights=1.0).step(rmsfast.Rows([2], np.ones((1, 2))))
+    assert w.tolist() == [[5, 5], [5, 5], [1, 1], [5, 5]]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -643,6 +672,7 @@ def test_which_state_arrays_there_are(rng):
         ({"momentum": 0.9}, ["square_avg", "momentum_buffer"]),
         ({"centered": True}, ["square_avg", "grad_avg"]),
         ({"centered": True, "momentum": 0.9}, ["square_avg", "grad_avg", "momentum_buffer"]),
+        ({"momentum": 0.9, "ema_decay": 0.0}, ["square_avg", "momentum_buffer", "ema"]),
     ]:
         w = np.asfortranarray(fleeting(rng, (3, 5), np.float32))
         opt = rmsfast.RMSProp([w], initial_square_avg=0.5, **settings)
@@ -650,7 +680,8 @@ def test_which_state_arrays_there_are(rng):
         assert (opt.state[0]["square_avg"] == 0.5).all()
         for name in names:
             assert opt.state[0][name].strides == w.strides
-            assert name == "square_avg" or not opt.state[0][name].any()
+            start = {"square_avg": np.full_like(w, 0.5), "ema": w}.get(name, np.zeros_like(w))
+            assert_same_bits(opt.state[0][name], start)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -676,8 +707,8 @@ def test_momentum_and_centering_can_begin_and_end_at_any_step(rng, cls):
 
 
 def test_a_gradient_may_share_memory_with_no_state():
-    opt = rmsfast.RMSProp([np.ones(5), np.ones(5)], momentum=0.9, centered=True)
-    for name in "square_avg", "grad_avg", "momentum_buffer":
+    opt = rmsfast.RMSProp([np.ones(5), np.ones(5)], momentum=0.9, centered=True, ema_decay=0.9)
+    for name in "square_avg", "grad_avg", "momentum_buffer", "ema":
         with pytest.raises(
             ValueError,
             match=rf"grads\[0\]: shares memory with state\[1\]\['{name}'\], expected memory of its own: pass a copy",
@@ -713,6 +744,8 @@ def test_state_dicts_hold_what_the_settings_ask_for(rng):
 NUMBERS = ["momentum", "weight_decay", "initial_square_avg"]
 SWITCHED = ["nesterov", "centered", "decoupled_weight_decay", "eps_inside_sqrt", "lr_in_momentum", "bias_correction"]
 REFUSED_VALUES = [
+    *[("ema_decay", value, ValueError, "a number from 0 to 1 or None") for value in (-0.1, 1.5, np.nan, np.inf)],
+    *[("ema_decay", value, TypeError, "a number from 0 to 1 or None") for value in ("1", True, 1j, [0.9])],
     *[(name, value, ValueError, "a number ≥ 0") for name in NUMBERS for value in (-1e-9, np.nan, -np.inf)],
     *[(name, value, TypeError, "a number ≥ 0") for name in NUMBERS for value in (None, "1", True, 1j, [1.0])],
     *[(name, value, ValueError, "a number > 0 or None") for name in LIMITS for value in (0, -1.0, np.nan)],

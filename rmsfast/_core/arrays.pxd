@@ -22,6 +22,7 @@ cdef class ArrayPlan(Plan):
 
     cdef int name(self) except -1
     cdef int complete_states(self, groups) except -1
+    cdef int begin_averages(self) except -1
     cdef int take_states(self, list states) except -1
     cdef int take_copies(self, list copies) except -1
     cdef int watch_copies(self) except -1

@@ -15,8 +15,8 @@ from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
-    CACHE_LINE, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG, Item,
-    Storage, rmsfast_settings, store_numbers,
+    CACHE_LINE, EMA, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG,
+    Item, Storage, rmsfast_settings, store_numbers,
 )
 from rmsfast._core.memory cimport (
     ALIGNED, BFLOAT16, FLOAT16, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
@@ -73,7 +73,7 @@ cdef cnp.ndarray zeros_beside(cnp.ndarray w, tuple form):
 
 cdef int begin_state(cnp.ndarray w, list state, double start) except -1:
     """Give new arrays, which are zeros, the numbers at the start: v that of the setting, of complex numbers both parts; a
-    master the parameter."""
+    master and an average the parameter."""
     v = state[SQUARE_AVG]
     if start != 0:
         with np.errstate(all="ignore"):     # as everywhere: what the type cannot hold is infinite, or 0
@@ -82,8 +82,16 @@ cdef int begin_state(cnp.ndarray w, list state, double start) except -1:
                          state[NUMBERS + SQUARE_AVG])
             else:
                 v[...] = complex(start, start) if np.iscomplexobj(v) else start
-    if state[MASTER] is not None:
-        state[MASTER][...] = np.asarray(w)
+    for k in (MASTER, EMA):
+        if state[k] is not None:
+            copy_numbers(np.asarray(w), state[k])
+    return 0
+
+
+cdef int copy_numbers(w, a) except -1:
+    """Copy a parameter's numbers to an array of as many bits or more, whatever NumPy says of a NaN among them."""
+    with np.errstate(all="ignore"):
+        a[...] = w
     return 0
 
 
@@ -189,7 +197,8 @@ cdef class ArrayPlan(Plan):
     # ---- State and settings ----
 
     cdef int complete_states(self, groups) except -1:
-        """Make, as zeros, what the settings of the groups ask for and is not there yet."""
+        """Make what the settings of the groups ask for and is not there yet: an average as the parameter is, all else as
+        zeros."""
         cdef Py_ssize_t i
         states = None
         for i in range(self.count):
@@ -200,8 +209,18 @@ cdef class ArrayPlan(Plan):
                     if states is None:
                         states = [state.copy() for state in self.states]
                     states[i][k] = zeros_beside(w, form)
+                    if k == EMA:
+                        copy_numbers(w, states[i][k])
         if states is not None:
             self.take_states(states)
+        return 0
+
+    cdef int begin_averages(self) except -1:
+        """Let the averages be as the parameters are: before the first step, somebody may have written these."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.states[i][EMA] is not None:
+                copy_numbers(np.asarray(self.params[i]), self.states[i][EMA])
         return 0
 
     cdef int take_states(self, list states) except -1:
@@ -526,7 +545,8 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
         s.lr = lr
         s.beta = beta
         s.eps = eps
-        s.clip_value = s.clip_norm = s.clip_global_norm = INFINITY
+        s.clip_value = s.clip_norm = s.clip_global_norm = s.clip_weights = INFINITY
+        s.ema_decay = -1
         plan.prepare(1, False, most)
         plan.update()
     finally:

@@ -40,6 +40,8 @@ def layout(w, settings):
             arrays["master"] = np.dtype(np.float32), w.shape
         else:
             arrays["remainder"] = np.dtype(np.int16), w.shape
+    if settings["ema_decay"] is not None:
+        arrays["ema"] = np.dtype(np.float32) if half else w.dtype, w.shape
     return arrays
 
 

@@ -18,6 +18,8 @@ cdef extern from "csrc/rmsfast.h" nogil:
         double clip_value
         double clip_norm
         double clip_global_norm
+        double clip_weights
+        double ema_decay
         int nesterov
         int centered
         int decoupled_weight_decay
@@ -41,11 +43,11 @@ cdef extern from "csrc/rmsfast.h" nogil:
 
 cdef enum:
     # The state of a parameter: arrays of numbers; with those of 8 bits, the scales of their blocks; with a bfloat16
-    # parameter, the rest of its float32 master's bits, or with a float16 one that master.
+    # parameter, the rest of its float32 master's bits, or with a float16 one that master; the average of the parameter.
     SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, NUMBERS
     SCALES = NUMBERS
     REMAINDER = SCALES + NUMBERS
-    MASTER, STATE_ARRAYS
+    MASTER, EMA, STATE_ARRAYS
 
 cdef enum:
     CACHE_LINE = 64

@@ -21,9 +21,11 @@ cdef extern from "csrc/rmsfast.h" nogil:
                                      double shrink) noexcept
     ctypedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, Py_ssize_t n,
                                     const rmsfast_scalars *scalars) noexcept
+    ctypedef void (*rmsfast_settle)(void *w, void *a, Py_ssize_t n, const rmsfast_scalars *scalars) noexcept
     ctypedef struct rmsfast_stages:
         rmsfast_form form
         rmsfast_measure measure
+        rmsfast_settle settle
         rmsfast_update update[2][3][2]
     ctypedef void (*rmsfast_load)(float *x, const void *data, const void *more, Py_ssize_t start, Py_ssize_t n) noexcept
     ctypedef void (*rmsfast_store)(void *data, void *more, Py_ssize_t start, Py_ssize_t n, const float *x,
@@ -34,9 +36,8 @@ cdef extern from "csrc/rmsfast.h" nogil:
         int format
         int draws
         uint64_t key
-    int RMSFAST_COPY, RMSFAST_KINDS
     ctypedef void (*rmsfast_update_stored)(const rmsfast_stored *numbers, Py_ssize_t length, const rmsfast_stored *grad,
-                                           Py_ssize_t place, Py_ssize_t n, rmsfast_update update,
+                                           Py_ssize_t place, Py_ssize_t n, rmsfast_update update, rmsfast_settle settle,
                                            const rmsfast_scalars *scalars) noexcept
     ctypedef struct rmsfast_storage:
         rmsfast_load load[7]
@@ -65,7 +66,7 @@ cdef extern from "csrc/fpmode.h" nogil:
 
 cdef extern from *:
     """
-    _Static_assert(RMSFAST_SCALED == 64, "SCALED");
+    _Static_assert(RMSFAST_SCALED == 64 && RMSFAST_KINDS == 6, "as here");
     #ifdef _OPENMP
     enum { HAS_OPENMP = 1 };
     #else
@@ -207,6 +208,8 @@ cdef struct Update:
     double correction
     rmsfast_scalars scalars
     rmsfast_update function
+    rmsfast_settle settle       # what follows on a tile, or NULL, …
+    bint averages               # … and whether it has a part for the averages
 
 
 cdef inline bint is_stored(const Item *item) noexcept nogil:
@@ -231,6 +234,8 @@ cdef inline void choose_update(Update *update, const Work *work, const Item *ite
     more = stages.form(&update.scalars, s, work.grad_scale, gradient.clip_factor, item.correction)
     update.function = stages.update[s.centered][
         RMSFAST_NO_MOMENTUM if s.momentum == 0 else RMSFAST_NESTEROV if s.nesterov else RMSFAST_MOMENTUM][more]
+    update.averages = s.ema_decay >= 0
+    update.settle = stages.settle if update.averages or s.clip_weights != INFINITY else NULL
 
 
 cdef void update_item(const Work *work, const Item *item, const Update *update, Py_ssize_t start,
@@ -238,7 +243,8 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
     """Update elements [start, stop) of those of a parameter that this step updates, tile by tile, stage by stage."""
     cdef double gathered[TILE]
     cdef Py_ssize_t tile = TILE // item.reals
-    cdef Py_ssize_t most = stop if item.gradient.direct and not work.zero_grads else tile
+    cdef bint at_once = item.gradient.direct and not work.zero_grads and update.settle == NULL
+    cdef Py_ssize_t most = stop if at_once else tile
     cdef Py_ssize_t n, place
     cdef const char *g
     if stop - start > 4 * tile:     # worth it: the first tile ends, and all others begin, at a cache line
@@ -252,6 +258,9 @@ cdef void update_item(const Work *work, const Item *item, const Update *update, 
         place *= item.itemsize
         update.function(item.w + place, item.state[SQUARE_AVG] + place, at_byte(item.state[GRAD_AVG], place),
                         at_byte(item.state[MOMENTUM_BUFFER], place), g, n * item.reals, &update.scalars)
+        if update.settle != NULL:
+            update.settle(item.w + place, at_byte(item.state[EMA], place) if update.averages else NULL, n * item.reals,
+                          &update.scalars)
         if work.zero_grads:
             erase(item, start, n)
         start += n
@@ -261,7 +270,8 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
                         Py_ssize_t stop) noexcept nogil:
     """As `update_item`, where numbers are not stored as they are."""
     cdef double gathered[TILE]
-    cdef rmsfast_stored numbers[5]
+    cdef rmsfast_stored numbers[6]
+    cdef char *average = item.state[EMA] if update.averages else NULL
     cdef rmsfast_stored grad
     cdef const Storage *storage = &AS_THEY_ARE if item.storage == NULL else item.storage
     cdef Py_ssize_t most = stop if item.gradient.direct and not work.zero_grads else TILE
@@ -272,14 +282,16 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
         rmsfast_key(storage.seed, storage.parameter, storage.step, 0) if storage.draws_w else 0)
     for k in range(NUMBERS):
         numbers[1 + k] = rmsfast_stored(
-            item.state[k], item.state[SCALES + k], storage.state[k] if item.state[k] != NULL else RMSFAST_AS_THEY_ARE, True,
+            item.state[k], item.state[SCALES + k],
+            RMSFAST_AS_THEY_ARE if item.state[k] == NULL else storage.state[k], True,
             rmsfast_key(storage.seed, storage.parameter, storage.step, 1 + k) if storage.draws else 0)
     numbers[4] = rmsfast_stored(storage.copy, NULL, storage.mirror, False, 0)
+    numbers[5] = rmsfast_stored(average, NULL, RMSFAST_AS_THEY_ARE, False, 0)
     grad = rmsfast_stored(NULL, NULL, item.gradient.format, False, 0)
     while start < stop:
         n = min(most, stop - start)
         grad.data = <void *>bring_in(item, start, &n, &place, gathered)
-        isa.storage.update(numbers, item.n, &grad, place, n, update.function, &update.scalars)
+        isa.storage.update(numbers, item.n, &grad, place, n, update.function, update.settle, &update.scalars)
         if work.zero_grads:
             erase(item, start, n)
         start += n

@@ -44,7 +44,7 @@ cdef extern from "csrc/fpmode.h" nogil:
 # In the order of `kernel.pxd`.
 STATE_NAMES = (
     "square_avg", "grad_avg", "momentum_buffer", "square_avg_scale", "grad_avg_scale", "momentum_buffer_scale",
-    "remainder", "master",
+    "remainder", "master", "ema",
 )
 NONFINITE = ["propagate", "raise", "skip"]
 
@@ -70,6 +70,8 @@ cdef rmsfast_settings as_struct(dict s) except *:
     settings.clip_value = INFINITY if s["clip_value"] is None else s["clip_value"]
     settings.clip_norm = INFINITY if s["clip_norm"] is None else s["clip_norm"]
     settings.clip_global_norm = INFINITY if s["clip_global_norm"] is None else s["clip_global_norm"]
+    settings.clip_weights = INFINITY if s["clip_weights"] is None else s["clip_weights"]
+    settings.ema_decay = -1 if s["ema_decay"] is None else s["ema_decay"]
     settings.nesterov = <bint>s["nesterov"]
     settings.centered = <bint>s["centered"]
     settings.decoupled_weight_decay = <bint>s["decoupled_weight_decay"]

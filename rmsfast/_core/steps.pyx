@@ -10,7 +10,7 @@ from cpython.list cimport PyList_GET_SIZE
 from libc.math cimport INFINITY
 
 from rmsfast._core.arrays cimport ArrayPlan, zeros_beside
-from rmsfast._core.kernel cimport RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
+from rmsfast._core.kernel cimport EMA, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
 from rmsfast._core.memory cimport overlap
 from rmsfast._core.plan cimport FINE, MOVED, refuse, refuse_nonfinite
 from rmsfast._core.threads cimport Lock, as_threads, most_threads
@@ -77,6 +77,8 @@ cdef class ArrayFront:
     cdef object rule
     cdef int wanted_threads
     cdef public list loans              # memory that others own: each step asks them to `check` it
+    cdef bint fresh                     # no step was taken and no state loaded: averages are as the parameters are
+    cdef dict away                      # own numbers, by index, of parameters that hold their averages now; or None
 
     def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
         self.wanted_threads = as_threads(num_threads)
@@ -86,6 +88,7 @@ cdef class ArrayFront:
         self.plan = ArrayPlan(None, [], False)
         self.lock = Lock()
         self.loans = []
+        self.fresh = True
 
     cdef int begin(self) except -1:
         """Take this optimizer's lock. If a fork cut off the thread that had it, drop the references to its gradients, and
@@ -159,6 +162,8 @@ cdef class ArrayFront:
         self.begin()
         plan = self.plan
         try:
+            if self.away is not None:
+                self.refuse_averages("step")
             bound = grads is None and plan.bound is not None
             if PyList_GET_SIZE(self.loans) > 0:
                 self.check_loans(bound)
@@ -168,6 +173,9 @@ cdef class ArrayFront:
             if self.changed.up or self.scheduled:
                 self.refresh()
                 verify(plan)       # again, because Python code ran
+            if self.fresh:
+                plan.begin_averages()
+                verify(plan)
             if erases and plan.check_erasable():
                 verify(plan)
             if bound:
@@ -187,6 +195,7 @@ cdef class ArrayFront:
                 else:
                     plan.count_step()
                 self.steps += 1
+                self.fresh = False
             if erases:
                 plan.erase_gradients(answer == RMSFAST_PROPAGATE and self.rule is None)
             return True
@@ -268,6 +277,10 @@ cdef class ArrayFront:
         self.begin()
         try:
             self.check_loans(False)
+            if with_params and self.away is not None:
+                self.refuse_averages("a copy of the parameters")
+            if self.fresh and self.plan.check() != MOVED:
+                self.plan.begin_averages()
             taken = Snapshot()
             taken.plan, entries = self.state()
             taken.entries = [
@@ -293,8 +306,10 @@ cdef class ArrayFront:
         self.begin()
         try:
             self.check_loans(False)
+            if self.away is not None:
+                self.refuse_averages("load")
             given = [[state.get(name) for name in STATE_NAMES] for state in states]
-            forms = [layout(w, {**group.settings(), "centered": True, "momentum": 1})
+            forms = [layout(w, {**group.settings(), "centered": True, "momentum": 1, "ema_decay": 1})
                      for group in plan.groups for w in map(np.asarray, group["params"])]
             for i in range(plan.count):
                 for k, a in enumerate(given[i]):
@@ -327,10 +342,93 @@ cdef class ArrayFront:
             self.plan.write_copies()
             for held, values in settings:
                 self.changed.put([held], values)
+            self.fresh = False
             self.skipped = all_skipped
             self.steps = self.plan.most_steps() if steps_taken is None else all_steps
+            self.plan.complete_states(self.plan.groups)     # an average that was not given begins as the parameter is
         finally:
             self.lock.release()
+
+    # ---- Averages in the place of the parameters ----
+
+    cdef int refuse_averages(self, str what) except -1:
+        raise RuntimeError(f"{what}: inside averages(), where the parameters hold their averages, expected after it")
+
+    cdef int swap_in(self) except -1:
+        """Let the parameters hold their averages, where their groups have some now, or raise and change nothing."""
+        cdef ArrayPlan plan
+        cdef Py_ssize_t i
+        self.begin()
+        plan = self.plan
+        try:
+            if self.away is not None:
+                self.refuse_averages("averages")
+            self.check_loans(False)
+            chosen = [i for i in range(plan.count) if plan.groups[plan.items[i].group]["ema_decay"] is not None]
+            if not any([group["ema_decay"] is not None for group in plan.groups]):
+                raise ValueError("averages: no group has an ema_decay, expected it in one at least: "
+                                 "RMSProp(params, ema_decay=0.999)")
+            self.verify_unmoved()
+            plan.complete_states(plan.groups)
+            if self.fresh:
+                plan.begin_averages()
+            away = {i: np.asarray(plan.params[i]).copy(order="K") for i in chosen}
+            with np.errstate(all="ignore"):
+                rounded = {i: plan.states[i][EMA].astype(w.dtype, copy=False) for i, w in away.items()}
+            self.verify_unmoved()
+            # From here on no Python code runs, so that a signal takes effect before or after all of it.
+            self.away = away
+            for i, average in rounded.items():
+                np.asarray(plan.params[i])[...] = average
+            plan.write_copies()
+        finally:
+            self.lock.release()
+        return 0
+
+    cdef int swap_out(self) except -1:
+        """Give the parameters back the numbers that they had before `swap_in`."""
+        cdef Py_ssize_t i
+        self.begin()
+        try:
+            if self.away is None:
+                return 0
+            self.check_loans(False)
+            self.verify_unmoved()
+            for i, w in self.away.items():
+                np.asarray(self.plan.params[i])[...] = w
+            self.away = None
+            self.plan.write_copies()
+        finally:
+            self.lock.release()
+        return 0
+
+    cdef int verify_unmoved(self) except -1:
+        """Raise if a parameter is not where and as it was."""
+        if self.plan.check() == MOVED:
+            refuse(self.plan)
+        return 0
+
+
+@cython.final
+cdef class Averages:
+    """A context in which the parameters of an optimizer hold their averages. It is compiled, so that no signal comes
+    between the swap and the block.
+
+    Parameters
+    ----------
+    front : ArrayFront
+        The optimizer's.
+    """
+    cdef ArrayFront front
+
+    def __cinit__(self, ArrayFront front not None):
+        self.front = front
+
+    def __enter__(self):
+        self.front.swap_in()
+
+    def __exit__(self, *error):
+        self.front.swap_out()
 
 
 cdef bint shares_any(a, ArrayPlan plan):

@@ -16,7 +16,8 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from rmsfast._core.kernel cimport (
-    GRAD_AVG, MOMENTUM_BUFFER, REMAINDER, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, SCALES, SQUARE_AVG, STATE_ARRAYS,
+    EMA, GRAD_AVG, MOMENTUM_BUFFER, REMAINDER, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, SCALES, SQUARE_AVG,
+    STATE_ARRAYS,
 )
 from rmsfast._core.memory cimport (
     ALIGNED, BFLOAT16, COMPLEX64, COMPLEX128, FLOAT16, FLOAT32, FLOAT64, INT16, MOST_AXES, OTHER, UINT8, WRITABLE, Memory,
@@ -541,7 +542,8 @@ cdef class TensorPlan(Plan):
                 continue
             s = &self.settings[self.items[i].group]
             if ((s.centered and not self.natives[i].has[GRAD_AVG])
-                    or (s.momentum != 0 and not self.natives[i].has[MOMENTUM_BUFFER])):
+                    or (s.momentum != 0 and not self.natives[i].has[MOMENTUM_BUFFER])
+                    or (s.ema_decay >= 0 and not self.natives[i].has[EMA])):
                 return False
             if not (<Seen>PyList_GET_ITEM(self.seen_states, i)).holds():
                 return False

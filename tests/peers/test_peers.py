@@ -82,6 +82,29 @@ def test_the_signature_is_the_frameworks(framework):
     assert list(dialect.parameters) == list(expected)
 
 
+def test_the_averages_of_keras():
+    """Keras's begin as the weights after the first step, w₁, ours as those before, w₀. They differ by dᵗ·(w₀ − w₁)."""
+    keras, torch = pytest.importorskip("keras"), pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    rates, start, gradients = problem(rng)
+    keras.backend.set_floatx("float64")
+    variables = [keras.Variable(w) for w in start]
+    optimizer = keras.optimizers.RMSprop(use_ema=True, ema_momentum=0.75)
+    optimizer.build(variables)
+    params = [w.copy() for w in start]
+    opt = rmsfast.RMSProp(params, **rmsfast.dialects.keras(use_ema=True, ema_momentum=0.75))
+    first = []
+    for t, (rate, grads) in enumerate(zip(rates, gradients, strict=True), 1):
+        optimizer.learning_rate = opt.lr = rate
+        optimizer.apply([torch.tensor(g) for g in grads])
+        opt.step(grads)
+        first = first or [w.copy() for w in params]
+        for i, average in enumerate(optimizer._model_variables_moving_average):
+            theirs = keras.ops.convert_to_numpy(average)
+            expected = opt.state[i]["ema"] - 0.75**t * (start[i] - first[i])
+            assert np.abs(theirs - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
 def test_complex_parameters_of_torch():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)

@@ -27,7 +27,19 @@ class TF1:
 
 
 class MXNet1:
-    def __init__(self, w, learning_rate=0.001, gamma1=0.9, gamma2=0.9, epsilon=1e-8, centered=False, wd=0.0, clip=None):
+    def __init__(
+        self,
+        w,
+        learning_rate=0.001,
+        gamma1=0.9,
+        gamma2=0.9,
+        epsilon=1e-8,
+        centered=False,
+        wd=0.0,
+        clip=None,
+        clip_weights=None,
+    ):
+        self.clip_weights = clip_weights
         self.weight, self.lr, self.gamma1, self.gamma2, self.epsilon = w, learning_rate, gamma1, gamma2, epsilon
         self.centered, self.wd, self.clip = centered, wd, clip
         self.n, self.g, self.delta = np.zeros_like(w), np.zeros_like(w), np.zeros_like(w)
@@ -43,6 +55,8 @@ class MXNet1:
             self.weight += self.delta
         else:
             self.weight -= self.lr * grad / np.sqrt(self.n + self.epsilon)
+        if self.clip_weights is not None:
+            self.weight[:] = np.clip(self.weight, -self.clip_weights, self.clip_weights)
 
 
 class Timm:
@@ -116,7 +130,7 @@ CASES = {
             "gamma2": MOMENTA,
             "epsilon": EPS,
             "centered": BOTH,
-            "change": [{}, {"wd": 0.05}, {"clip_gradient": 0.7}],
+            "change": [{}, {"wd": 0.05}, {"clip_gradient": 0.7}, {"clip_weights": 0.8}],
         },
     ),
     "timm": (

@@ -319,12 +319,12 @@ static __attribute__((noinline)) void store_any(float *x, const rmsfast_stored *
 /* Update n elements from `place` on, which are whole blocks. The CPU rounds a block's numbers while the divider works on those
    of the next: more at a time would be slower. Where it is `common`, the formats are constants, and there is no state but v. */
 RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
-                                 ptrdiff_t place, ptrdiff_t n, rmsfast_update update, const rmsfast_scalars *scalars,
-                                 const int common, const int paired, const int of_grad, const int of_w,
+                                 ptrdiff_t place, ptrdiff_t n, rmsfast_update update, rmsfast_settle settle,
+                                 const rmsfast_scalars *scalars, const int common, const int paired, const int of_grad, const int of_w,
                                  const int draws_w, const int of_v)
 {
     const rmsfast_stored *copy = &numbers[RMSFAST_COPY];
-    _Alignas(64) float at_hand[RMSFAST_KINDS][RMSFAST_SCALED];
+    _Alignas(64) float at_hand[RMSFAST_COPY + 1][RMSFAST_SCALED];
     for (const ptrdiff_t stop = place + n; place < stop; place += RMSFAST_SCALED, done += RMSFAST_SCALED) {
         float *x[RMSFAST_COPY] = {(float *)numbers[0].data + place, (float *)numbers[1].data + place};
         const float *g = (const float *)grad->data + done;
@@ -347,6 +347,8 @@ RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], co
                 load_any(at_hand[k], s, place, paired);
         }
         update(x[0], x[1], x[2], x[3], g, RMSFAST_SCALED, scalars);
+        if (!common && settle != NULL)
+            settle(x[0], average_at(numbers, place), RMSFAST_SCALED, scalars);
         if (!common && copy->data != NULL) {
             memcpy(at_hand[RMSFAST_COPY], x[0], sizeof at_hand[RMSFAST_COPY]); /* over the gradient: NaNs are replaced */
             store_any(at_hand[RMSFAST_COPY], copy, place, 0);
@@ -363,18 +365,19 @@ RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], co
 
 /* Loops without conditions for what is used most, and one for all else. */
 static void update_blocks(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
-                          ptrdiff_t place, ptrdiff_t n, rmsfast_update update, const rmsfast_scalars *scalars)
+                          ptrdiff_t place, ptrdiff_t n, rmsfast_update update, rmsfast_settle settle,
+                          const rmsfast_scalars *scalars)
 {
     const int of_grad = grad->format, of_w = numbers[0].format, draws_w = numbers[0].draws, of_v = numbers[1].format;
-    const int others = numbers[2].data != NULL || numbers[3].data != NULL || numbers[RMSFAST_COPY].data != NULL;
-    int paired = numbers[RMSFAST_COPY].data == NULL && of_grad == RMSFAST_BFLOAT16;
+    const int others = numbers[2].data || numbers[3].data || numbers[RMSFAST_COPY].data || settle;
+    int paired = !numbers[RMSFAST_COPY].data && !numbers[RMSFAST_EMA].data && of_grad == RMSFAST_BFLOAT16;
     for (int k = 0; k < RMSFAST_COPY; k++) {
         const int format = numbers[k].format;
         paired &= numbers[k].data == NULL || format == RMSFAST_BFLOAT16 || format == RMSFAST_SPLIT ||
                   format >= RMSFAST_UNSIGNED8;
     }
 #define UPDATE(common, paired, of_grad, of_w, draws_w, of_v)                                                           \
-    update_whole(numbers, grad, done, place, n, update, scalars, common, paired, of_grad, of_w, draws_w, of_v)
+    update_whole(numbers, grad, done, place, n, update, settle, scalars, common, paired, of_grad, of_w, draws_w, of_v)
 #define COMMON(is_paired, grads, parameters, draws, square_avgs)                                                       \
     if (!others && of_grad == RMSFAST_##grads && of_w == RMSFAST_##parameters && draws_w == (draws) &&                 \
         of_v == RMSFAST_##square_avgs)                                                                                 \

@@ -118,6 +118,8 @@ static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dty
         .clip_value = most ? 1 : INFINITY,
         .clip_norm = INFINITY,
         .clip_global_norm = INFINITY,
+        .clip_weights = INFINITY,
+        .ema_decay = -1,
     };
     rmsfast_scalars scalars;
     isa->stages[RMSFAST_DIVIDER][dtype]->form(&scalars, &settings, 1, 1, 1);
@@ -127,7 +129,7 @@ static void measure(double least[RMSFAST_ROOTS], const rmsfast_isa *isa, int dty
                 isa->stages[roots[k]][dtype]->update[most][most ? RMSFAST_NESTEROV : RMSFAST_NO_MOMENTUM][most];
             const unsigned long long start = __rdtsc();
             if (what == STORED)
-                isa->storage->update(stored, ELEMENTS, &grad, 0, ELEMENTS, update, &scalars);
+                isa->storage->update(stored, ELEMENTS, &grad, 0, ELEMENTS, update, NULL, &scalars);
             else
                 update(&a[W], &a[V], &a[M], &a[B], &a[G], ELEMENTS >> dtype, &scalars);
             const double ticks = (double)(__rdtsc() - start);

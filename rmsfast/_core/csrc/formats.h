@@ -241,6 +241,13 @@ static const rmsfast_store store_[RMSFAST_ROUNDINGS][RMSFAST_FORMATS] = {
     {NULL, draw_float16, draw_bfloat16, store_split, store_mastered, draw_unsigned8, draw_signed8},
 };
 
+/* The average of the parameter from an element on, or NULL. */
+RMSFAST_INLINE float *average_at(const rmsfast_stored numbers[RMSFAST_KINDS], ptrdiff_t place)
+{
+    float *average = numbers[RMSFAST_EMA].data;
+    return average == NULL ? NULL : average + place;
+}
+
 #include "blocks.h"
 
 /* ---- The update ---- */
@@ -250,9 +257,9 @@ static const rmsfast_store store_[RMSFAST_ROUNDINGS][RMSFAST_FORMATS] = {
    values, except those that fall below the block's range. */
 static void update_part(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
                         ptrdiff_t place, ptrdiff_t n, ptrdiff_t around, ptrdiff_t size, rmsfast_update update,
-                        const rmsfast_scalars *scalars)
+                        rmsfast_settle settle, const rmsfast_scalars *scalars)
 {
-    float at_hand[RMSFAST_KINDS][RMSFAST_SCALED], *x[RMSFAST_COPY];
+    float at_hand[RMSFAST_COPY + 1][RMSFAST_SCALED], *x[RMSFAST_COPY];
     uint16_t random[RMSFAST_SCALED];
     const float *g = (const float *)grad->data + done;
     if (grad->format != RMSFAST_AS_THEY_ARE) {
@@ -268,6 +275,8 @@ static void update_part(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfa
                              scaled ? size : n);
     }
     update(x[0], x[1], x[2], x[3], g, n, scalars);
+    if (settle != NULL)
+        settle(x[0], average_at(numbers, place), n, scalars);
     for (int k = 0; k < RMSFAST_COPY; k++) {
         const rmsfast_stored *s = &numbers[k];
         const int scaled = s->format >= RMSFAST_UNSIGNED8;
@@ -283,7 +292,8 @@ static void update_part(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfa
 }
 
 static void update_stored(const rmsfast_stored numbers[RMSFAST_KINDS], ptrdiff_t length, const rmsfast_stored *grad,
-                          ptrdiff_t place, ptrdiff_t n, rmsfast_update update, const rmsfast_scalars *scalars)
+                          ptrdiff_t place, ptrdiff_t n, rmsfast_update update, rmsfast_settle settle,
+                          const rmsfast_scalars *scalars)
 {
     for (ptrdiff_t done = 0, some; done < n; done += some, place += some) {
         const ptrdiff_t around = place % RMSFAST_SCALED, left = length - (place - around);
@@ -292,11 +302,11 @@ static void update_stored(const rmsfast_stored numbers[RMSFAST_KINDS], ptrdiff_t
 #if VECTOR_BITS
         if (around == 0 && n - done >= RMSFAST_SCALED) {
             some = (n - done) / RMSFAST_SCALED * RMSFAST_SCALED;
-            update_blocks(numbers, grad, done, place, some, update, scalars);
+            update_blocks(numbers, grad, done, place, some, update, settle, scalars);
             continue;
         }
 #endif
-        update_part(numbers, grad, done, place, some, around, size, update, scalars);
+        update_part(numbers, grad, done, place, some, around, size, update, settle, scalars);
     }
 }
 

@@ -34,6 +34,8 @@ typedef struct {
     double clip_value;
     double clip_norm;
     double clip_global_norm;
+    double clip_weights;
+    double ema_decay; /* negative where there are no averages */
     int nesterov;
     int centered;
     int decoupled_weight_decay;
@@ -56,7 +58,7 @@ enum { RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP }; /* what `nonfinite` can
     typedef struct {                                                                                                   \
         int changes_grad, decays;                                                                                      \
         REAL scale, factor, limit, decay, beta, one_minus_beta, correction, lr_of_quotient;                            \
-        REAL eps_inside, eps_outside, mu, lr_of_step;                                                                  \
+        REAL eps_inside, eps_outside, mu, lr_of_step, weight_limit, ema_decay, one_minus_ema_decay;                    \
     } rmsfast_scalars_##REAL;
 RMSFAST_SCALARS(float)
 RMSFAST_SCALARS(double)
@@ -81,6 +83,9 @@ typedef int (*rmsfast_form)(rmsfast_scalars *scalars, const rmsfast_settings *se
 typedef void (*rmsfast_update)(void *w, void *v, void *m, void *b, const void *g, ptrdiff_t n,
                                const rmsfast_scalars *scalars);
 
+/* What follows an update, where `clip_weights` or `ema_decay` asks for it. `a` is the average of w, or NULL. */
+typedef void (*rmsfast_settle)(void *w, void *a, ptrdiff_t n, const rmsfast_scalars *scalars);
+
 /* What the norm of a gradient, and `nonfinite`, have to know about each RMSFAST_BLOCK numbers of it: the sum of the
    squares of g·grad_scale·shrink, and how many elements of g are infinite or NaN. */
 enum { RMSFAST_BLOCK = 1024 };
@@ -96,6 +101,7 @@ enum { RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV, RMSFAST_MOMENTA 
 typedef struct {
     rmsfast_form form;
     rmsfast_measure measure;
+    rmsfast_settle settle;
     rmsfast_update update[2][RMSFAST_MOMENTA][2]; /* [centered][kind of momentum][what `form` returned] */
 } rmsfast_stages;
 
@@ -126,13 +132,13 @@ typedef struct {
     int draws;
     uint64_t key;
 } rmsfast_stored;
-enum { RMSFAST_COPY = 4, RMSFAST_KINDS }; /* after w, v, m and b: what a step writes w to once more */
+enum { RMSFAST_COPY = 4, RMSFAST_EMA, RMSFAST_KINDS }; /* after w, v, m and b: what w is written to once more; its average */
 
-/* As rmsfast_update, for n elements from `place` on of a parameter of `length` elements whose numbers are not all stored as
+/* As rmsfast_update, and rmsfast_settle unless it is NULL, for n elements from `place` on of a parameter of `length` elements whose numbers are not all stored as
    they are. */
 typedef void (*rmsfast_update_stored)(const rmsfast_stored numbers[RMSFAST_KINDS], ptrdiff_t length,
                                       const rmsfast_stored *grad, ptrdiff_t place, ptrdiff_t n, rmsfast_update update,
-                                      const rmsfast_scalars *scalars);
+                                      rmsfast_settle settle, const rmsfast_scalars *scalars);
 
 typedef struct {
     const rmsfast_load *load;                      /* [format] */

@@ -20,11 +20,15 @@ static int NAME(form)(rmsfast_scalars *scalars, const rmsfast_settings *s, doubl
         .eps_outside = s->eps_inside_sqrt ? 0 : (REAL)s->eps,
         .mu = (REAL)s->momentum,
         .lr_of_step = lr_last ? (REAL)s->lr : 1,
+        .weight_limit = (REAL)s->clip_weights,
+        .ema_decay = (REAL)s->ema_decay,
+        .one_minus_ema_decay = (REAL)(1 - s->ema_decay),
     };
     return scalars->NAME(of).changes_grad || scalars->NAME(of).decays || correction != 1 || s->eps_inside_sqrt;
 }
 
 #include "measure.h"
+#include "settle.h"
 #include "update.h"
 
 #undef REAL

@@ -141,6 +141,7 @@ RMSFAST_INLINE void NAME(choose_rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_R
     static const rmsfast_stages NAME(stages_##name) = {                                                                \
         NAME(form),                                                                                                    \
         NAME(measure),                                                                                                 \
+        NAME(settle),                                                                                                  \
         {{NAMES(plain, name), NAMES(with_momentum, name), NAMES(with_nesterov, name)},                                 \
          {NAMES(centered, name), NAMES(centered_with_momentum, name), NAMES(centered_with_nesterov, name)}},           \
     };
