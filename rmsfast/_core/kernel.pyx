@@ -295,7 +295,7 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
         for k in range(NUMBERS):
             if storage.state[k] != RMSFAST_AS_THEY_ARE and item.state[k] != NULL:
                 scaled = storage.state[k] != RMSFAST_BFLOAT16
-                formats.randomize(random, keys[1 + k], first, size)
+                formats.randomize(random, keys[1 + k], storage.element + first, size)
                 begin = first if scaled else place
                 length = size if scaled else n
                 formats.store[RMSFAST_STOCHASTIC][storage.state[k]](
@@ -303,7 +303,7 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
                     random + (begin - first))
         if storage.w != RMSFAST_AS_THEY_ARE:
             if storage.draws_w:
-                formats.randomize(random, keys[0], first, size)
+                formats.randomize(random, keys[0], storage.element + first, size)
             formats.store[storage.draws_w][storage.w](
                 item.w, item.state[MASTER if storage.w == RMSFAST_MASTERED else REMAINDER], place, n, w, random + around)
         if storage.copy != NULL:
