@@ -323,6 +323,8 @@ class ShardedRMSProp(Settings):
     def _checked(self) -> dict[str, str]:
         """Refuse parameters that were moved, and return what this rank has, in words."""
         self._front.check([None] * len(self._arrays), False)
+        if self._changed.up:
+            self._refresh()
         return self._told()
 
     # ---- State and checkpoints ----

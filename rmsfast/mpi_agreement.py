@@ -42,6 +42,8 @@ class Agreement:
     def tell(self, call: str, facts: Facts, error: Exception | None) -> list[dict[str, Any]]:
         """Return what each rank has to say."""
         mine = {"call": call, "facts": dict(facts), "error": error and [type(error).__name__, str(error)]}
+        if isinstance(error, OSError) and error.errno is not None:
+            mine["error"] = ["OSError", error.strerror, error.errno, str(error.filename)]
         text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
         lengths = np.zeros(self.comm.size, np.int64)
         self.comm.Allgather(np.array([len(text)], np.int64), lengths)
@@ -62,6 +64,8 @@ def difference(told: list[dict[str, Any]]) -> Exception:
     if first:
         ranks = [rank for rank, error in enumerate(errors) if error == first]
         where = "" if len(ranks) == len(told) else f" (on {ranks_in_words(ranks)})"
+        if len(first) > 2:
+            return OSError(first[2], first[1] + where, first[3])
         kind = getattr(builtins, first[0], None)
         if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
             return kind(first[1] + where)

@@ -1,8 +1,8 @@
 """Norms and nonfinite numbers of gradients that are divided among ranks: one all-reduce, the same answer on all.
 
 The squares of a gradient are added up in the order of `rmsfast.reference.norm`: each rank has the sums of its blocks,
-and the all-reduce brings those of the others. Where a block of 1024 numbers is divided, two ranks exchange the numbers
-themselves, so that the norm has the same bits as in one process. More ranks add the sums of both parts.
+and the all-reduce brings those of the others. Where a block of 1024 numbers is divided, the ranks exchange the numbers
+themselves, so that the norm has the same bits as in one process. More than 8 ranks add the sums of its parts instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from rmsfast.mpi_bucket import Lane
 from rmsfast.mpi_layout import Bucket, reals_of, reduced
 from rmsfast.settings import Array
 
+EXACT = 8  # ranks, at most, that exchange the numbers of divided blocks: 8 kB for each, and each bucket has one a rank
 SHRINK = 2.0**-600  # squares of doubles times its square can be added up without overflow
 
 
@@ -38,9 +39,9 @@ class Norms:
         self.first: list[int] = [0]  # the first block of each parameter
         for w in params:
             self.first.append(self.first[-1] + -(-w.size * reals_of(w.dtype) // BLOCK))
-        self.edges: dict[int, int] = {}  # blocks that two ranks share, and their places
-        if comm.size == 2:
-            for stretch in (s for bucket in buckets for s in bucket.parts[1][:1]):
+        self.edges: dict[int, int] = {}  # blocks that are divided, and their places
+        if comm.size <= EXACT:
+            for stretch in (s for bucket in buckets for part in bucket.parts for s in part[:1]):
                 begin = stretch.start * reals_of(params[stretch.parameter].dtype)
                 if begin % BLOCK:
                     self.edges.setdefault(self.first[stretch.parameter] + begin // BLOCK, len(self.edges))
