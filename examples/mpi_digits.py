@@ -2,8 +2,8 @@
 
     mpiexec -n 2 python -m mpi4py examples/mpi_digits.py
 
-Each rank computes the gradient of its share of every batch. `ShardedRMSProp` averages the gradients, and keeps a share of
-the optimizer's state on each rank. Afterwards rank 0 trains the same network alone. Needs
+Each rank computes the gradient of its share of every batch. `ShardedRMSProp` averages the gradients, and keeps a share
+of the optimizer's state on each rank. Afterwards rank 0 trains the same network alone. Needs
 `pip install ".[demo,mpi]"`, and takes a few seconds.
 """
 
@@ -124,16 +124,10 @@ def main() -> int:
     difference = np.abs(flat(params) - flat(alone)).max()
     count = flat(params).size
     shares = ", ".join(f"{n:,}" for n in state[:8]) + ", …" * (comm.size > 8)
-    console.print(
-        f"\nheld-out accuracy   {score:.3f} on {len(held_out[1])} digits; {score_alone:.3f} when trained alone"
-    )
-    console.print(
-        f"parameters          {count:,} numbers; the largest difference from those trained alone is {difference:.1e}"
-    )
-    console.print(
-        f"sent                {optimizer.sent_bytes:,} bytes a step by each rank, of {4 * count:,} in the gradients"
-    )
-    console.print(f"state               {shares} bytes, by rank, of {4 * count:,}")
+    console.print(f"\nheld-out accuracy    {score:.3f} on {len(held_out[1])} digits; alone {score_alone:.3f}")
+    console.print(f"{count:,} parameters    those trained alone differ by {difference:.1e} at most")
+    console.print(f"bytes sent a step    {optimizer.sent_bytes:,} by each rank; gradients have {4 * count:,}")
+    console.print(f"bytes of state       {shares} by rank; the whole has {4 * count:,}")
     if score < EXPECTED_ACCURACY or score_alone < EXPECTED_ACCURACY:
         console.print(f"[bold red]the network learned less than it should: accuracy {EXPECTED_ACCURACY} is usual")
         return 1
