@@ -51,6 +51,7 @@ from rmsfast.threads import usable_cores
 __all__ = ["ShardedRMSProp"]
 
 FEWEST_BYTES, MOST_BYTES = 1 << 12, 1 << 30  # of a bucket; MPI counts with 32 bits
+BYTES_A_RANK = 4 << 20  # of a bucket by default: measured, where two ranks share memory
 
 
 class ShardedRMSProp(Settings):
@@ -74,9 +75,10 @@ class ShardedRMSProp(Settings):
         The ranks. The default is ``MPI.COMM_WORLD``. While a call of the optimizer runs, no other thread may use it.
     average : bool, default True
         Divide the sum of the gradients by the number of ranks. False takes the sum.
-    bucket_bytes : int, default 8388608
-        How many bytes of gradients are reduced at a time. While one bucket is reduced, the one before is updated, and
-        the one before that is gathered. From 4096 to 2**30.
+    bucket_bytes : int, optional
+        How many bytes of gradients are reduced at a time, from 4096 to 2**30. While one bucket is reduced, the one
+        before is updated, and the one before that is gathered. The default is 4 MiB for each rank, so that what each
+        rank sends to each other one stays as large when there are more ranks.
     num_threads : int, optional
         As for `rmsfast.RMSProp`. By default the ranks on one machine share its cores, unless ``OMP_NUM_THREADS`` or
         `rmsfast.set_num_threads` says how many threads each uses.
@@ -122,7 +124,7 @@ class ShardedRMSProp(Settings):
         *,
         comm: MPI.Intracomm | None = None,
         average: bool = True,
-        bucket_bytes: int = 8 << 20,
+        bucket_bytes: int | None = None,
         num_threads: int | None = None,
         **settings: Any,
     ) -> None:
@@ -133,9 +135,12 @@ class ShardedRMSProp(Settings):
         self._changed = steps.Flag()
         self._steps, self._skipped, self._is_cut_off = 0, 0, False
 
+        size = 0
+
         def prepare() -> Facts:
+            nonlocal size
             self._average = SWITCH.read(average, "average")
-            size = as_bucket_bytes(bucket_bytes)
+            size = as_bucket_bytes(bucket_bytes, self._comm.size)
             for name in settings:
                 if name not in SETTINGS:
                     raise TypeError(no_such_setting(name, name))
@@ -147,7 +152,7 @@ class ShardedRMSProp(Settings):
         self._together(type(self).__name__, prepare)
         threads = num_threads if num_threads is not None else fair_threads(self._comm)
         labels = [label_of("grads", key, self._plan.single) for key in self._plan.keys]
-        self._engine = Engine(self._comm, self._arrays, labels, self._plan.groups, int(bucket_bytes), threads)
+        self._engine = Engine(self._comm, self._arrays, labels, self._plan.groups, size, threads)
         self._engine.take_settings(self._values)
         self.sync()
 
@@ -249,7 +254,7 @@ class ShardedRMSProp(Settings):
             scale, erases = GRAD_SCALE.read(grad_scale, "grad_scale"), SWITCH.read(zero_grads, "zero_grads")
             if grads is None:
                 raise TypeError("grads: None, expected gradients: opt.step(grads)")
-            line = as_line(grads, self._plan, erases)
+            line = self._line_of(grads, erases)
             self._check(line, erases)
             if self._changed.up or self._scheduled:
                 self._refresh()
@@ -272,6 +277,18 @@ class ShardedRMSProp(Settings):
             for g in line:
                 if g is not None:
                     (g.given if isinstance(g, SummedRows) else g)[...] = 0
+
+    def _line_of(self, grads: Any, erases: bool) -> list[Any]:
+        """Return one gradient, `SummedRows` or None for each parameter. The usual forms take the short way."""
+        keys = self._plan.keys
+        line: list[Any] = []
+        if type(grads) is dict and self._plan.named and len(grads) == len(keys):
+            line = [grads.get(key) for key in keys]
+        elif type(grads) in (list, tuple) and len(grads) == len(keys):
+            line = list(grads)
+        if line and all(type(g) is np.ndarray for g in line):
+            return line
+        return as_line(grads, self._plan, erases)
 
     def _check(self, line: list[Any], erases: bool) -> None:
         """Refuse gradients that a step would refuse."""
@@ -516,9 +533,11 @@ class ShardedRMSProp(Settings):
         )
 
 
-def as_bucket_bytes(value: Any) -> int:
+def as_bucket_bytes(value: Any, ranks: int) -> int:
     """Return the size of a bucket, or raise."""
-    expected = f"an integer from {FEWEST_BYTES} to {MOST_BYTES}"
+    expected = f"an integer from {FEWEST_BYTES} to {MOST_BYTES}, or None"
+    if value is None:
+        return min(BYTES_A_RANK * ranks, MOST_BYTES)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"bucket_bytes: {value!r:.60}, expected {expected}")
     if not FEWEST_BYTES <= value <= MOST_BYTES:

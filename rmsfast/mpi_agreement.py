@@ -41,7 +41,9 @@ class Agreement:
 
     def tell(self, call: str, facts: Facts, error: Exception | None) -> list[dict[str, Any]]:
         """Return what each rank has to say."""
-        mine = {"call": call, "facts": dict(facts), "error": error and [type(error).__name__, str(error)]}
+        mine: dict[str, Any] = {"call": call, "facts": dict(facts), "error": None}
+        if error is not None:
+            mine["error"] = [type(error).__name__, str(error)]
         if isinstance(error, OSError) and error.errno is not None:
             mine["error"] = ["OSError", error.strerror, error.errno, str(error.filename)]
         text = np.frombuffer(json.dumps(mine).encode(), np.uint8)

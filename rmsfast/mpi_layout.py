@@ -16,9 +16,9 @@ from rmsfast._core.formats import SCALED, is_half
 from rmsfast._core.measures import BLOCK
 from rmsfast.settings import Array
 
-# From this size on, a parameter has buckets of its own, whose elements MPI reads and writes where they are. Smaller
-# ones are copied to a bucket together, which costs less than a reduction and a gathering for each.
-OWN_BYTES = 1 << 20
+# A parameter that fills this part of a bucket has buckets of its own, whose elements MPI reads and writes where they
+# are. Smaller ones are copied to a bucket together, which costs less than a reduction and a gathering for each.
+OWN = 1 / 8
 
 # A part begins with a whole block of squares where that unbalances the ranks by less than 1 %.
 BLOCKS_A_RANK = 128
@@ -38,12 +38,14 @@ class Stretch(NamedTuple):
 class Bucket:
     """Stretches that are reduced and gathered together. All have one dtype and belong to one group."""
 
-    def __init__(self, group: int, params: Sequence[Array], stretches: list[Stretch], size: int, scaled: bool) -> None:
+    def __init__(
+        self, group: int, params: Sequence[Array], stretches: list[Stretch], size: int, scaled: bool, is_own: bool
+    ) -> None:
         self.group: int = group
         self.dtype: np.dtype[Any] = params[stretches[0].parameter].dtype
         self.stretches: list[Stretch] = stretches
         self.n: int = sum(map(len, stretches))
-        self.is_own: bool = params[stretches[0].parameter].nbytes >= OWN_BYTES
+        self.is_own: bool = is_own  # one stretch of a large parameter
         self.parts: list[list[Stretch]] = self.divide(size, SCALED if scaled else 1)
         self.counts: list[int] = [sum(map(len, part)) for part in self.parts]
         self.places: list[int] = [sum(self.counts[:rank]) for rank in range(size)]
@@ -96,18 +98,18 @@ def make_buckets(
     def close(kind: Any) -> None:
         stretches = waiting.pop(kind, [])
         if stretches:
-            buckets.append(Bucket(kind[0], params, stretches, size, any(scaled[s.parameter] for s in stretches)))
+            buckets.append(Bucket(kind[0], params, stretches, size, any(scaled[s.parameter] for s in stretches), False))
         filled[kind] = 0
 
     for i, w in enumerate(params):
         most = max(BLOCK, bucket_bytes // reduced(w.dtype).itemsize // reals_of(w.dtype) // BLOCK * BLOCK)
         kind = groups[i], w.dtype
-        if w.nbytes >= OWN_BYTES:
+        if w.size > 0 and w.nbytes >= OWN * bucket_bytes:
             count = -(-w.size // most)
             each = -(-w.size // count // BLOCK) * BLOCK
             for start in range(0, w.size, each):
                 own = [Stretch(i, start, min(w.size, start + each))]
-                buckets.append(Bucket(groups[i], params, own, size, scaled[i]))
+                buckets.append(Bucket(groups[i], params, own, size, scaled[i], True))
         elif w.size > 0:
             if filled.get(kind, 0) + w.size > most:
                 close(kind)

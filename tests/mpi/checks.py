@@ -197,26 +197,25 @@ def check_more_ranks_are_within_4_units_in_the_last_place():
                 assert (np.abs(w - e) <= 4 * np.spacing(e)).all()
 
 
-def check_large_parameters_are_moved_where_they_are():
-    """As parameters of 1 MiB are; here those of 2 kB, in buckets of 4 kB, and gradients in any layout."""
-    old = mpi_layout.OWN_BYTES
-    mpi_layout.OWN_BYTES = 2048
-    try:
-        for dtype in (np.float32, np.float64, np.complex64, bfloat16):
-            ours, opt, plain, expected = pair(dtype, lr=0.05, momentum=0.9, clip_norm=20.0)
-            for step in range(4):
-                each = gradients(step, dtype)
-                given = {
-                    0: lambda g: g,
-                    1: lambda g: np.asarray(g).copy(order="F" if g.flags.c_contiguous else "C"),
-                    2: strided,
-                    3: read_only,
-                }[step]
-                opt.step([given(g) for g in each[rank]])
-                expected.step(summed(each), grad_scale=1 / size)
-            assert_same(ours, opt, plain, expected)
-    finally:
-        mpi_layout.OWN_BYTES = old
+def check_gradients_in_any_layout():
+    """Large parameters are moved where they are, small ones are copied together: here also all of one kind."""
+    old = mpi_layout.OWN
+    for share in (old, 0, np.inf):
+        mpi_layout.OWN = share
+        try:
+            for dtype in (np.float32, np.float64, np.complex64, bfloat16):
+                ours, opt, plain, expected = pair(dtype, lr=0.05, momentum=0.9, clip_norm=20.0)
+                for step, layout in enumerate((lambda g: g, turned, strided, read_only)):
+                    each = gradients(step, dtype)
+                    opt.step([layout(g) for g in each[rank]])
+                    expected.step(summed(each), grad_scale=1 / size)
+                assert_same(ours, opt, plain, expected)
+        finally:
+            mpi_layout.OWN = old
+
+
+def turned(g):
+    return np.asarray(g).copy(order="F" if g.flags.c_contiguous else "C")
 
 
 def strided(g):
@@ -334,8 +333,8 @@ def check_rows_have_the_bits_of_one_process():
         ((25, 64), bfloat16, "C"),
         ((25, 3), np.float16, "C"),
     ]
-    for own_bytes in (1 << 20, 2048) if size < 4 else (2048,):
-        old, mpi_layout.OWN_BYTES = mpi_layout.OWN_BYTES, own_bytes
+    for share in (np.inf, 1 / 8) if size < 4 else (1 / 8,):
+        old, mpi_layout.OWN = mpi_layout.OWN, share
         try:
             for shape, dtype, order in cases:
                 for settings in ({"momentum": 0.9}, {"clip_norm": 3.0}, {"clip_global_norm": 3.0, "nonfinite": "skip"}):
@@ -352,7 +351,7 @@ def check_rows_have_the_bits_of_one_process():
                         expected.step([together, np.full(3, size, dtype)], grad_scale=1 / size)
                     assert_same(ours, opt, plain, expected)
         finally:
-            mpi_layout.OWN_BYTES = old
+            mpi_layout.OWN = old
 
 
 def rows_of(rng, shape, dtype, k):
