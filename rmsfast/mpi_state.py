@@ -114,7 +114,6 @@ def scatter(engine: Engine, forms: Sequence[Mapping[str, Form]], whole: Sequence
         if lane.optimizer is not None:
             front, steps = lane.optimizer._front, engine.counts.tolist()
             front.restore(front.plan, [steps[piece.stretch.parameter] for piece in lane.pieces], states, [], None)
-            lane.optimizer._changed.up = True
 
 
 def whole_optimizer(plan: ArrayPlan, arrays: Sequence[Array]) -> RMSProp:

@@ -268,6 +268,15 @@ def check_one_array_names_trees_and_groups():
     expected = np.ones((3, 3), np.float32)
     rmsfast.RMSProp(expected, lr=0.5).step(np.full((3, 3), sum(range(1, size + 1)), np.float32), grad_scale=1 / size)
     assert_same_bits(w, expected)
+    w2 = w.copy()
+    other = ShardedRMSProp(w2)
+    other.load_state_dict(opt.state_dict())
+    for each in (opt, other):
+        each.step(w * 0 + 1)
+    assert_same_bits(w, w2)
+    named = {"W": np.ones((4, 70)), "b": np.ones(3)}
+    ShardedRMSProp(named, lr=0.1).step({"b": np.ones(3), "W": np.full((4, 70), 2.0)})
+    assert len(np.unique(named["W"])) == 1 and named["W"][0, 0] != 1 and named["b"][0] != 1
     tree = {"layers": [{"W": np.ones((40, 70)), "b": np.zeros(70)}], "out": np.ones(9)}
     groups = [{"params": tree, "momentum": 0.9}, {"params": {"last": np.ones(5)}, "lr": schedules.linear(0.1, 5)}]
     opt, other = ShardedRMSProp(groups), rmsfast.RMSProp(copy.deepcopy(groups))
@@ -289,6 +298,14 @@ def check_parameters_without_gradients_stay():
             opt.step(each[rank])
             expected.step(total, grad_scale=1 / size)
         assert_same(ours, opt, plain, expected)
+
+
+def check_a_parameter_without_gradient_is_not_copied_from_another_rank():
+    w, b = np.ones(5), np.ones(6)
+    opt = ShardedRMSProp([w, b])
+    b[...] = rank  # somebody's mistake, which a step must not hide
+    opt.step([np.ones(5), None])
+    assert (b == rank).all()
 
 
 def check_settings_that_change_and_state_that_begins_later():
@@ -393,6 +410,11 @@ def check_norms_of_huge_gradients():
         expected.step([x * x.dtype.type(size) for x in g], grad_scale=1 / size)
         for w, e in zip(ours, plain, strict=True):
             assert_same_bits(w, e)
+    w, e = np.ones((50, 4)), np.ones((50, 4))
+    opt, expected = ShardedRMSProp(w, clip_norm=1.0), rmsfast.RMSProp(e, clip_norm=1.0)
+    opt.step(Rows([3], np.full((1, 4), 2.0**900)))
+    expected.step(Rows([3], np.full((1, 4), size * 2.0**900)), grad_scale=1 / size)
+    assert_same_bits(w, e)
 
 
 def check_norms_on_many_ranks():
