@@ -6,6 +6,7 @@ One start runs all checks for one number of ranks; each is a test here. Skipped 
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,14 @@ def test_an_error_that_one_rank_does_not_catch_ends_all(tmp_path):
     done = mpiexec(2, program, seconds=60)
     assert done.returncode != 0
     assert "KeyError: 'mine'" in done.stderr
+
+
+def test_the_program_of_the_docs(tmp_path):
+    page = HERE.parents[1] / "docs" / "distributed.md"
+    program = tmp_path / "train.py"
+    program.write_text(re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1])
+    done = mpiexec(2, program)
+    assert abs(float(done.stdout) - 3) < 0.1, done.stderr
 
 
 # ---- What it needs ----
