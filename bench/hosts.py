@@ -59,6 +59,7 @@ def hosts(count: int, rate: str) -> Iterator[list[str]]:
             run("ip", "netns", "add", host)
             stack.callback(run, "ip", "netns", "del", host)
             run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+            stack.callback(run, "ip", "link", "del", outside)  # a namespace that is gone gives its links up later
             run("ip", "link", "set", inside, "netns", host)
             run("ip", "link", "set", outside, "master", BRIDGE, "up")
             within = "ip", "netns", "exec", host

@@ -89,7 +89,10 @@ class Engine:
             for i, g in enumerate(line)
             if isinstance(g, SummedRows)
         }
-        moved = [lane for lane in self.lanes if any(dense[s.parameter] for s in lane.bucket.stretches)]
+        moved: list[Lane] = []  # those that have dense gradients, …
+        rest: list[Lane] = []  # … and those that have rows or nothing
+        for lane in self.lanes:
+            (moved if any(dense[s.parameter] for s in lane.bucket.stretches) else rest).append(lane)
         factors = None
         if any(self.measured[i] for i in present):
             self.reduce_and_measure(moved, line, dense, scale)
@@ -97,9 +100,8 @@ class Engine:
             if factors is None:
                 return False, fault
         self.update(moved, line, rows, scale, factors)
-        for lane in self.lanes:
-            if lane not in moved:
-                lane.update(gradients_of(lane, line, rows), scale, factors)
+        for lane in rest:
+            lane.update(gradients_of(lane, line, rows), scale, factors)
         for shared in rows.values():
             shared.gather([lane.bucket for lane in self.lanes])
         self.counts[present] += 1
@@ -157,15 +159,17 @@ class Engine:
         norms.exchange()
         nonfinite, sums = norms.nonfinite.astype(np.int64).tolist(), norms.sums(measured)
         shrunk: dict[int, float] = {}
-        if np.isinf(sum(sums.values())) and not any(nonfinite):
+        roots = Roots(sums, shrunk, nonfinite)
+        if roots.overflowed():
             norms.clear()
             for lane in lanes:
                 norms.add(lane, dense, scale, SHRINK)
             for i, shared in rows.items():
                 norms.add_rows(i, shared.measured, scale, SHRINK)
             norms.exchange()
-            shrunk = {i: norms.sum_of(i) if norms.is_float64(i) else sums[i] for i in measured}
-            shrunk = {i: s for i, s in shrunk.items() if norms.is_float64(i) or np.isinf(s)}
+            # Beside numbers whose squares overflow, float32 makes no difference, unless the scale made it infinite.
+            shrunk |= {i: norms.sum_of(i) for i in measured if norms.is_float64(i)}
+            shrunk |= {i: s for i, s in sums.items() if not norms.is_float64(i) and np.isinf(s)}
         norms.clear()
         found = [i for i in measured if nonfinite[i] and self.values[i]["nonfinite"] != "propagate"]
         for i in found:
@@ -176,7 +180,7 @@ class Engine:
                     f"{self.labels[i]}: {nonfinite[i]} of {count} numbers, added up over all ranks, are infinite or "
                     "NaN, expected finite numbers (nonfinite='raise')"
                 )
-        return None if found else clip_factors(self.values, Roots(sums, shrunk)), None
+        return None if found else clip_factors(self.values, roots), None
 
     @property
     def state_bytes(self) -> int:

@@ -119,23 +119,37 @@ def in_order(numbers: Array) -> float:
 
 
 class Roots:
-    """Norms of gradients, from their sums of squares and, where these overflowed, from those that were shrunk."""
+    """Norms of gradients, from their sums of squares and, where these overflowed, from those that were shrunk.
 
-    def __init__(self, sums: Mapping[int, float], shrunk: Mapping[int, float]) -> None:
+    A sum that is infinite because a number is stays so.
+    """
+
+    def __init__(self, sums: Mapping[int, float], shrunk: Mapping[int, float], nonfinite: Sequence[int]) -> None:
         self.sums: Mapping[int, float] = sums
         self.shrunk: Mapping[int, float] = shrunk
+        self.nonfinite: Sequence[int] = nonfinite
+
+    def overflowed(self) -> bool:
+        """Whether a sum of squares of finite numbers is infinite: that of one gradient, or of all."""
+        return any(self.needs_more([i]) for i in self.sums) or self.needs_more(list(self.sums))
+
+    def needs_more(self, parameters: Sequence[int]) -> bool:
+        """Whether the norm of some gradients together has to come from sums that were shrunk."""
+        return np.isinf(total(self.sums, parameters)) and not any(self.nonfinite[i] for i in parameters)
 
     def of(self, parameters: Sequence[int]) -> float:
         """Return the norm of some gradients together."""
-        total = 0.0
-        for i in parameters:
-            total += self.sums[i]
-        if not self.shrunk or not np.isinf(total):
-            return float(np.sqrt(total))
-        total = 0.0
-        for i in parameters:
-            total += self.shrunk.get(i, 0.0)
-        return float(np.sqrt(total)) / SHRINK
+        if self.needs_more(parameters):
+            return float(np.sqrt(total(self.shrunk, parameters))) / SHRINK
+        return float(np.sqrt(total(self.sums, parameters)))
+
+
+def total(sums: Mapping[int, float], parameters: Sequence[int]) -> float:
+    """Return some sums together, from the first to the last, which Python's own `sum` does not promise."""
+    whole = 0.0
+    for i in parameters:
+        whole += sums.get(i, 0.0)
+    return whole
 
 
 def clip_factors(settings: Sequence[Mapping[str, Any]], roots: Roots) -> list[float]:

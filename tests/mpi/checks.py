@@ -410,6 +410,14 @@ def check_norms_of_huge_gradients():
         expected.step([x * x.dtype.type(size) for x in g], grad_scale=1 / size)
         for w, e in zip(ours, plain, strict=True):
             assert_same_bits(w, e)
+    for kind in ("clip_norm", "clip_global_norm"):
+        ours, plain = ([np.ones(3001), np.ones(70)] for _ in range(2))
+        opt, expected = ShardedRMSProp(ours, **{kind: 1.0}), rmsfast.RMSProp(plain, **{kind: 1.0})
+        g = [(1 + np.arange(3001) % 7) * 2.0**900, np.array([np.inf, *np.ones(69)])]
+        opt.step(g)
+        expected.step([x * size for x in g], grad_scale=1 / size)
+        for w, e in zip(ours, plain, strict=True):
+            assert_same_bits(w, e)
     w, e = np.ones((50, 4)), np.ones((50, 4))
     opt, expected = ShardedRMSProp(w, clip_norm=1.0), rmsfast.RMSProp(e, clip_norm=1.0)
     opt.step(Rows([3], np.full((1, 4), 2.0**900)))
