@@ -66,7 +66,7 @@ def hosts(count: int, rate: str) -> Iterator[list[str]]:
             run(*within, "ip", "addr", "add", f"{NETWORK}.{i}/24", "dev", inside)
             run(*within, "ip", "link", "set", inside, "up")
             run(*within, "ip", "link", "set", "lo", "up")
-            shaped = "root", "tbf", "rate", rate, "burst", "1mb", "latency", "50ms"
+            shaped = "root", "tbf", "rate", rate, "burst", "128kb", "latency", "50ms"
             run(*within, "tc", "qdisc", "add", "dev", inside, *shaped)
         addresses = ",".join(f"{NETWORK}.{i}" for i in range(1, count + 1))
         where = ["-launcher", "ssh", "-launcher-exec", str(script), "-localhost", OUTSIDE, "-iface", BRIDGE]
