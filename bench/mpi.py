@@ -256,6 +256,7 @@ def draw(runs: list[dict[str, Any]], update: float, path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="ranks")
         axes.set_xticks([8, 64, 512, 4096], ["8", "64", "512", "4096"])
         axes.minorticks_off()
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.5)
     middle.set(ylabel="s a step", title="Predicted: 100 Gbit/s, 5 µs a message")
     right.set(ylabel="GB a rank", title="Memory of a rank")
     handles = [

@@ -150,11 +150,11 @@ class ShardedRMSProp(Settings):
             return {"average": repr(self._average), "bucket_bytes": repr(size), **self._form(), **self._told()}
 
         self._together(type(self).__name__, prepare)
+        self.sync()  # first, because some state begins as the parameters do
         threads = num_threads if num_threads is not None else fair_threads(self._comm)
         labels = [label_of("grads", key, self._plan.single) for key in self._plan.keys]
         self._engine = Engine(self._comm, self._arrays, labels, self._plan.groups, size, threads)
         self._engine.take_settings(self._values)
-        self.sync()
 
     def _take_params(self, params: Any, given: dict[str, Any]) -> None:
         """Check the parameters and settings as `RMSProp` would, and make a plan of them, which keeps no state."""

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from rmsfast._core.formats import layout
 from rmsfast._core.rows import SummedRows
 from rmsfast.mpi_bucket import BUFFERS, Lane, is_dense
 from rmsfast.mpi_layout import is_scaled, make_buckets, reals_of
 from rmsfast.mpi_norms import SHRINK, Norms, Roots, clip_factors
 from rmsfast.mpi_rows import SharedRows
 from rmsfast.settings import Array, ParamGroup
+
+# Of one state array of a parameter: its dtype and its shape.
+Form = tuple[np.dtype[Any], tuple[int, ...]]
 
 
 class Engine:
@@ -61,7 +65,7 @@ class Engine:
         ]  # no page of it is there until used
         self.norms: Norms | None = None  # until it is needed
         self.counts: Array = np.zeros(len(arrays), np.int64)  # the steps of each parameter
-        self.kept: list[set[str]] = [set() for _ in groups]  # the state that the steps of each group have made
+        self.forms: list[dict[str, Form]] = [{} for _ in arrays]  # the state of each parameter, now and from before
         self.given: list[dict[str, Any]] = []  # of each group
         self.values: list[dict[str, Any]] = []  # of each parameter
         self.measured: list[bool] = []
@@ -72,6 +76,8 @@ class Engine:
             return
         self.given = values
         self.values = [values[g] for g in self.group_of]
+        for w, settings, forms in zip(self.arrays, self.values, self.forms, strict=True):
+            forms |= layout(w, settings)
         of_all = any(s["clip_global_norm"] is not None for s in values)
         self.measured = [of_all or s["clip_norm"] is not None or s["nonfinite"] != "propagate" for s in self.values]
         for lane in self.lanes:
@@ -105,9 +111,6 @@ class Engine:
         for shared in rows.values():
             shared.gather([lane.bucket for lane in self.lanes])
         self.counts[present] += 1
-        for i in present:
-            self.kept[self.group_of[i]] |= {"grad_avg"} if self.values[i]["centered"] else set()
-            self.kept[self.group_of[i]] |= {"momentum_buffer"} if self.values[i]["momentum"] else set()
         return True, None
 
     def reduce_and_measure(self, lanes: Sequence[Lane], line: list[Any], dense: Sequence[bool], scale: float) -> None:

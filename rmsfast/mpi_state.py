@@ -9,7 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 from rmsfast._core.arrays import ArrayPlan
-from rmsfast._core.formats import SCALED, layout
+from rmsfast._core.formats import SCALED
 from rmsfast._core.steps import Flag
 from rmsfast.mpi_engine import Engine
 from rmsfast.mpi_layout import Stretch, flat
@@ -18,31 +18,16 @@ from rmsfast.schedules import as_plain, from_plain
 from rmsfast.settings import SCHEDULED, Array, as_settings, is_own
 from rmsfast.state import as_state_dict
 
-# Of one state array of a parameter: its dtype and its shape.
-Form = tuple[np.dtype[Any], tuple[int, ...]]
-
 
 def whole_state(engine: Engine, plan: ArrayPlan, steps: int, root: int | None) -> dict[str, Any] | None:
     """Return the state and the settings as `RMSProp.state_dict` does: on the rank `root`, or for None on all."""
-    forms = state_forms(engine, plan)
-    arrays = gather(engine, forms, root)
+    arrays = gather(engine, root)
     if arrays is None:
         return None
     entries = list(zip(plan.keys, engine.counts.tolist(), arrays, strict=True))
     settings = [group.settings() for group in plan.groups]
     taken: Any = SimpleNamespace(plan=plan, entries=entries, settings=settings, steps=steps)
     return as_state_dict(taken)
-
-
-def state_forms(engine: Engine, plan: ArrayPlan) -> list[dict[str, Form]]:
-    """Return the state arrays of each parameter: those that its settings ask for, and those of settings before."""
-    forms = []
-    for w, g in zip(engine.arrays, engine.group_of, strict=True):
-        settings, kept = plan.groups[g].settings(), engine.kept[g]
-        centered = settings["centered"] or "grad_avg" in kept
-        momentum = settings["momentum"] != 0 or "momentum_buffer" in kept
-        forms.append(layout(w, {**settings, "centered": centered, "momentum": float(momentum)}))
-    return forms
 
 
 def extent(stretch: Stretch, name: str) -> slice:
@@ -57,9 +42,9 @@ def length_of(part: Sequence[Stretch], name: str) -> int:
     return sum(inside.stop - inside.start for inside in (extent(stretch, name) for stretch in part))
 
 
-def gather(engine: Engine, forms: Sequence[Mapping[str, Form]], root: int | None) -> list[dict[str, Array]] | None:
+def gather(engine: Engine, root: int | None) -> list[dict[str, Array]] | None:
     """Return the whole state arrays of each parameter, on the rank `root`, or for None on all; elsewhere None."""
-    comm = engine.comm
+    comm, forms = engine.comm, engine.forms
     is_here = root is None or comm.rank == root
     whole: list[dict[str, Array]] = [
         {name: np.zeros(shape, dtype, "C" if w.flags.c_contiguous else "F") for name, (dtype, shape) in of_w.items()}
@@ -91,9 +76,9 @@ def gather(engine: Engine, forms: Sequence[Mapping[str, Form]], root: int | None
     return whole if is_here else None
 
 
-def scatter(engine: Engine, forms: Sequence[Mapping[str, Form]], whole: Sequence[Mapping[str, Array]]) -> None:
-    """Let each rank take over its part of the state that rank 0 has. The engine has the step counts already."""
-    comm = engine.comm
+def scatter(engine: Engine, whole: Sequence[Mapping[str, Array]]) -> None:
+    """Let each rank take over its part of the state that rank 0 has. The engine has forms and counts already."""
+    comm, forms = engine.comm, engine.forms
     for lane in engine.lanes:
         parts = lane.bucket.parts
         states: list[dict[str, Array]] = [{} for _ in lane.views]
@@ -135,10 +120,7 @@ def divide_state(
     header, arrays = None, []
     if loaded is not None:
         arrays = [loaded.state[key] for key in plan.keys]
-        kept = [
-            sorted({name for entry, of_w in zip(arrays, engine.group_of, strict=True) if of_w == g for name in entry})
-            for g in range(len(plan.groups))
-        ]
+        forms = [{name: [str(a.dtype), a.shape] for name, a in entry.items() if name != "step"} for entry in arrays]
         settings = [
             {name: value for name, value in group.settings().items() if not is_own(value)}
             for group in loaded.param_groups
@@ -147,18 +129,20 @@ def divide_state(
             "counts": [entry["step"] for entry in arrays],
             "steps": loaded.steps,
             "skipped": loaded.skipped_steps,
-            "kept": kept,
+            "forms": forms,
             "settings": settings,
             "extra": extra,
         }
     told: dict[str, Any] = broadcast_json(engine.comm, header)
-    engine.kept = [set(names) for names in told["kept"]]
+    engine.forms = [
+        {name: (np.dtype(dtype), tuple(shape)) for name, (dtype, shape) in of_w.items()} for of_w in told["forms"]
+    ]
     engine.counts[:] = told["counts"]
     for group, plain in zip(plan.groups, told["settings"], strict=True):
         values = {name: from_plain(name, value) if name in SCHEDULED else value for name, value in plain.items()}
         if changed is not None:
             changed.put([group.held()], as_settings(values))
-    scatter(engine, state_forms(engine, plan), arrays)
+    scatter(engine, arrays)
     return told
 
 
