@@ -15,11 +15,11 @@ import numpy as np
 
 try:
     from mpi4py import MPI
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
-        f"rmsfast.mpi: mpi4py cannot be imported ({error}), expected mpi4py and an MPI: "
+        f"rmsfast.mpi: mpi4py cannot be imported ({_missing}), expected mpi4py and an MPI: "
         'pip install "rmsfast[mpi]" installs both'
-    ) from error
+    ) from _missing
 
 from rmsfast._core import steps
 from rmsfast._core.formats import SCALED
@@ -134,7 +134,6 @@ class ShardedRMSProp(Settings):
         self._agreement = Agreement(self._comm)
         self._changed = steps.Flag()
         self._steps, self._skipped, self._is_cut_off = 0, 0, False
-
         size = 0
 
         def prepare() -> Facts:
@@ -153,8 +152,13 @@ class ShardedRMSProp(Settings):
         self.sync()  # first, because some state begins as the parameters do
         threads = num_threads if num_threads is not None else fair_threads(self._comm)
         labels = [label_of("grads", key, self._plan.single) for key in self._plan.keys]
-        self._engine = Engine(self._comm, self._arrays, labels, self._plan.groups, size, threads)
-        self._engine.take_settings(self._values)
+
+        def divide() -> Facts:
+            self._engine = Engine(self._comm, self._arrays, labels, self._plan.groups, size, threads)
+            self._engine.take_settings(self._values)
+            return {}
+
+        self._together(type(self).__name__, divide)
 
     def _take_params(self, params: Any, given: dict[str, Any]) -> None:
         """Check the parameters and settings as `RMSProp` would, and make a plan of them, which keeps no state."""

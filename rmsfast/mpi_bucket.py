@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from rmsfast._core.formats import is_half
 from rmsfast._core.rows import SummedRows
 from rmsfast.mpi_layout import Bucket, Piece, flat, pieces_of, reals_of, reduced
 from rmsfast.optimizer import RMSProp
@@ -69,13 +70,17 @@ class Lane:
         self.views: list[Array] = views
         self.optimizer: RMSProp | None = None
         if views:
-            self.optimizer = RMSProp([{"params": views, **group.settings()}], num_threads=num_threads)
+            self.optimizer = RMSProp([{"params": views, **self.own(group.settings())}], num_threads=num_threads)
             self.optimizer._front.place(origins)
 
     def take_settings(self, settings: dict[str, Any]) -> None:
         """Update by these settings from now on."""
         if self.optimizer is not None:
-            self.optimizer._changed.put([self.optimizer.param_groups[0].held()], settings)
+            self.optimizer._changed.put([self.optimizer.param_groups[0].held()], self.own(settings))
+
+    def own(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return a group's settings without those that concern its parameters of 16 bits, if this bucket has none."""
+        return settings if is_half(self.bucket.dtype) else {**settings, "master_weights": False, "rounding": "nearest"}
 
     # ---- Add the gradients up ----
 

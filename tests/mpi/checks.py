@@ -167,6 +167,17 @@ def check_every_format_has_the_bits_of_one_process():
         assert_same(ours, opt, plain, expected)
 
 
+def check_a_group_with_parameters_of_16_and_32_bits():
+    for settings in ({"master_weights": True}, {"rounding": "stochastic"}):
+        ours, plain = ([np.ones(700, np.float16), np.ones(900, np.float32), np.ones(80, bfloat16)] for _ in range(2))
+        opt, expected = ShardedRMSProp(ours, **settings), rmsfast.RMSProp(plain, **settings)
+        for _ in range(2):
+            opt.step([np.full(w.shape, rank + 1, w.dtype) for w in ours])
+            total = sum(range(1, size + 1))
+            expected.step([np.full(w.shape, total, w.dtype) for w in ours], grad_scale=1 / size)
+        assert_same(ours, opt, plain, expected)
+
+
 def check_two_ranks_have_the_bits_of_one_process_for_any_numbers():
     if size > 2:
         return
