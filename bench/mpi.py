@@ -27,6 +27,7 @@ from bench.timing import BUSY, unrest
 
 SIZES = [10_000, 100_000, 1 << 20, 1 << 22, 1 << 24]
 QUICK_SIZES = [10_000, 1 << 20]
+LARGE = 1 << 20  # parameters, from which on the model is compared with measurements
 MODELS = [10**9, 10**10, 10**11]
 RANKS = [8, 64, 512, 4096]
 FAST = Link(latency=5e-6, seconds_a_byte=1 / 12.5e9)  # 100 Gbit/s; the latency of a message is taken, not measured
@@ -303,6 +304,13 @@ def main() -> None:
         f"of one process with all cores {seconds['one process'] * 1e3:.1f} ms. So the step took {ratio:.2f} times as "
         "long as the collectives and half of that."
     )
+    errors = [
+        abs(predicted(run, p, True) / p["seconds"]["sharded"] - 1)
+        for run in runs
+        for p in run["points"]
+        if p["size"] >= LARGE
+    ]
+    figure += f" From {LARGE:,} parameters on, the model was within {max(errors):.0%} of the sharded steps."
     console.print(figure)
     restless = max(point["unrest"] for run in runs for point in run["points"][-1:])
     if restless > BUSY:

@@ -7,7 +7,7 @@ layout.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class Bucket:
         self.is_own: bool = is_own  # one stretch of a large parameter
         self.parts: list[list[Stretch]] = self.divide(size, SCALED if scaled else 1)
         self.counts: list[int] = [sum(map(len, part)) for part in self.parts]
-        self.places: list[int] = [sum(self.counts[:rank]) for rank in range(size)]
+        self.places: list[int] = [0, *accumulate(self.counts[:-1])]  # where the parts begin
 
     def divide(self, size: int, grain: int) -> list[list[Stretch]]:
         """Return each rank's part. A part begins at a multiple of `grain` elements of its parameter."""
