@@ -32,6 +32,14 @@ def test_a_front_without_state_looks_at_gradients_and_changes_nothing(rng):
     assert front.steps == 0
 
 
+def test_a_front_without_state_takes_no_step(rng):
+    w = rng.standard_normal(5)
+    front = front_without_state([w])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="parameters without state"):
+            front.step([np.ones(5)], 1.0, False)
+
+
 @pytest.mark.parametrize("case", ["shape", "dtype", "shared", "erased", "moved"])
 def test_a_front_without_state_refuses_what_a_step_would(rng, case):
     w, b = rng.standard_normal((3, 4)), rng.standard_normal(5)

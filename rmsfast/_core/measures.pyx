@@ -1,17 +1,17 @@
 """What norms and `nonfinite` need to know of a part of a gradient, where the parameter is divided among processes.
 
-In comes one contiguous array, a part that begins with a block. Out go the squares of each block and the count of numbers that
-are infinite or NaN. Whoever has the blocks of all parts adds them up in the order of `rmsfast.reference.norm`.
+In comes one contiguous array, a part that begins with a block. Out go the squares of each block and the count of numbers
+that are infinite or NaN. Whoever has the blocks of all parts adds them up in the order of `rmsfast.reference.norm`.
 """
 
 cimport numpy as cnp
+from cpython.mem cimport PyMem_Free
 from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
     RMSFAST_BLOCK, RMSFAST_FLOAT32, RMSFAST_FLOAT64, Item, Work, rmsfast_block, work_line,
 )
 from rmsfast._core.plan cimport calloc
-from cpython.mem cimport PyMem_Free
 
 cnp.import_array()
 
@@ -45,7 +45,8 @@ def measure(cnp.ndarray g not None, double grad_scale, double shrink, double[::1
     cdef Work work
     count = (n + RMSFAST_BLOCK - 1) // RMSFAST_BLOCK
     if g.dtype not in (np.float32, np.float64) or not cnp.PyArray_ISCARRAY_RO(g) or g.ndim != 1:
-        raise TypeError(f"g: {g.dtype} of shape {(<object>g).shape}, expected contiguous float32 or float64 numbers on one axis")
+        raise TypeError(f"g: {g.dtype} of shape {(<object>g).shape}, expected contiguous float32 or float64 numbers on one "
+                        "axis")
     if squares.shape[0] != count:
         raise ValueError(f"squares: {squares.shape[0]} numbers, expected {count}, one for each block")
     if n == 0:

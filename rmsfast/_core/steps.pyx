@@ -254,6 +254,8 @@ cdef class ArrayFront:
 
     cdef int refresh(self) except -1:
         """Read the settings of all groups, or raise and keep those from before."""
+        if self.plan.stateless:
+            raise RuntimeError("step: parameters without state, expected an optimizer that keeps some")
         self.changed.up = False
         try:
             self.scheduled, values = self.read_settings(self.plan.groups, self.steps)
