@@ -125,6 +125,7 @@ C_FILES = {
     "rows": ["rows.c"],
     "plan": ["overlap.c"],
     "formats": [],
+    "measures": [],
     "arrays": [],
     "steps": [],
     "tensors": [],

@@ -163,7 +163,7 @@ static uint64_t stored(const rmsfast_isa *isa, int root, int of_w, int of_state,
     for (int k = 0; k < RMSFAST_COPY; k++) {
         const int of_average = of_state == RMSFAST_UNSIGNED8 && k > 1 ? RMSFAST_SIGNED8 : of_state;
         const int format = k == 0 ? of_w : data[k] == NULL ? RMSFAST_AS_THEY_ARE : of_average;
-        numbers[k] = (rmsfast_stored){data[k], more[k], format, format && (k > 0 || draws), any()};
+        numbers[k] = (rmsfast_stored){data[k], more[k], format, format && (k > 0 || draws), any(), 0};
         if (data[k] == NULL)
             continue;
         fill(g, N, 0, k == 1);

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 LEAST = 95
+OMITTED = "rmsfast/mpi*"  # runs under mpiexec: the gate's part `mpi` counts it
 
 
 def run(*command, **kwargs):
@@ -65,8 +66,9 @@ def main():
         run(*build, cwd=copy, env=environment)
         tests = [sys.executable, "-m", "coverage", "run", "--branch", "--source", "rmsfast", "-m", "pytest"]
         run(*tests, *sys.argv[1:], cwd=copy, env=environment)
+        rest = f"--omit={OMITTED}"
         done = subprocess.run(
-            [sys.executable, "-m", "coverage", "report", "--show-missing", f"--fail-under={LEAST}"], cwd=copy
+            [sys.executable, "-m", "coverage", "report", "--show-missing", rest, f"--fail-under={LEAST}"], cwd=copy
         )
         files = count_of_c(copy / "build")
         if not files:

@@ -14,6 +14,8 @@ cdef class ArrayPlan(Plan):
     cdef readonly bint single           # one array, given as itself
     cdef public bint may_omit           # a mapping of gradients names: who does was told
     cdef readonly list params
+    cdef readonly bint stateless        # others keep the state, and update: these parameters are only looked at
+    cdef list origins                   # of each parameter, whose part it is and from which element on; or None: it is whole
     cdef list states                    # of each parameter, a list of its state arrays, or None for one
     cdef list copies                    # what `mirror` was given: an array or None for each parameter; or empty
     cdef list values                    # the settings of each group, as a dict

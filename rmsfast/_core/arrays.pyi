@@ -10,7 +10,9 @@ __pyx_capi__: dict[str, object]
 @final
 class ArrayPlan(Plan):
     may_omit: bool
-    def __new__(cls, shorter: ArrayPlan | None, groups: list[ParamGroup], single: bool) -> ArrayPlan: ...
+    def __new__(
+        cls, shorter: ArrayPlan | None, groups: list[ParamGroup], single: bool, stateless: bool = False
+    ) -> ArrayPlan: ...
     @property
     def groups(self) -> tuple[ParamGroup, ...]: ...
     @property
@@ -21,6 +23,8 @@ class ArrayPlan(Plan):
     def single(self) -> bool: ...
     @property
     def params(self) -> list[Array]: ...
+    @property
+    def stateless(self) -> bool: ...
 
 @final
 class OneArray(Plan):

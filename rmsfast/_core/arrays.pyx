@@ -134,12 +134,13 @@ cdef bint shares_memory(g, h) except -1:
 cdef class ArrayPlan(Plan):
     """The parameters of an optimizer, group by group, with their state. A longer plan takes the place of a shorter one.
     """
-    def __cinit__(self, ArrayPlan shorter, list groups, bint single):
+    def __cinit__(self, ArrayPlan shorter, list groups, bint single, bint stateless=False):
         """Go on from a shorter plan, or from None, with more groups; each has "params" and perhaps "param_names"."""
         cdef Py_ssize_t i, kept = 0 if shorter is None else shorter.count
         cdef Py_ssize_t *axes
         cdef Memory shown
         self.single = single
+        self.stateless = stateless if shorter is None else shorter.stateless
         self.groups = tuple(groups) if shorter is None else shorter.groups + tuple(groups)
         self.params = [w for group in self.groups for w in group["params"]]
         self.name()
@@ -160,9 +161,10 @@ cdef class ArrayPlan(Plan):
         for i in range(kept, self.count):
             w, settings = np.asarray(self.params[i]), self.groups[group_of[i]]
             check_formats(self.label("params", i), w, settings)
-            arrays = layout(w, settings)
+            arrays = {} if self.stateless else layout(w, settings)
             states.append([zeros_beside(w, arrays[name]) if name in arrays else None for name in STATE_NAMES])
-            begin_state(w, states[i], settings["initial_square_avg"])
+            if not self.stateless:
+                begin_state(w, states[i], settings["initial_square_avg"])
         self.copies = [] if shorter is None else shorter.copies + [None] * (self.count - kept if shorter.copies else 0)
         self.watch_copies()
         self.take_states(states)
@@ -201,6 +203,8 @@ cdef class ArrayPlan(Plan):
         zeros."""
         cdef Py_ssize_t i
         states = None
+        if self.stateless:
+            return 0
         for i in range(self.count):
             w = np.asarray(self.params[i])  # whatever a subclass says of dtype and shape
             for name, form in layout(w, groups[self.items[i].group]).items():
@@ -300,11 +304,15 @@ cdef class ArrayPlan(Plan):
             state, copy = self.states[i], self.copies[i] if self.copies else None
             for k, a in enumerate(state):
                 self.items[i].state[k] = NULL if a is None else <char *>cnp.PyArray_DATA(a)
+            if self.stateless:
+                continue
             v = format_of(state[SQUARE_AVG])
             if copy is None and not is_half(self.records[i].shown.format) and v not in (UINT8, UINT16, BFLOAT16):
                 self.items[i].storage = NULL
                 continue
             storage = self.store(i, v)
+            if self.origins is not None:
+                storage.parameter, storage.element = self.origins[i]
             storage.copy = NULL if copy is None else <char *>cnp.PyArray_DATA(copy)
             storage.mirror = RMSFAST_AS_THEY_ARE if copy is None else stored_as(format_of(copy))
         return 0

@@ -63,7 +63,8 @@ cdef struct Storage:
     bint draws              # some are rounded by random bits, …
     bint draws_w            # … also those of w; of these numbers:
     uint64_t seed
-    uint64_t parameter
+    uint64_t parameter      # its index, …
+    Py_ssize_t element      # … and which of its elements is the first one here: a multiple of SCALED
     uint64_t step
     int mirror              # how w is stored once more, …
     char *copy              # … here, or NULL

@@ -36,6 +36,7 @@ cdef extern from "csrc/rmsfast.h" nogil:
         int format
         int draws
         uint64_t key
+        Py_ssize_t element
     ctypedef void (*rmsfast_update_stored)(const rmsfast_stored *numbers, Py_ssize_t length, const rmsfast_stored *grad,
                                            Py_ssize_t place, Py_ssize_t n, rmsfast_update update, rmsfast_settle settle,
                                            const rmsfast_scalars *scalars) noexcept
@@ -279,15 +280,15 @@ cdef void update_stored(const Work *work, const Item *item, const Update *update
     cdef int k
     numbers[0] = rmsfast_stored(
         item.w, item.state[MASTER if storage.w == RMSFAST_MASTERED else REMAINDER], storage.w, storage.draws_w,
-        rmsfast_key(storage.seed, storage.parameter, storage.step, 0) if storage.draws_w else 0)
+        rmsfast_key(storage.seed, storage.parameter, storage.step, 0) if storage.draws_w else 0, storage.element)
     for k in range(NUMBERS):
         numbers[1 + k] = rmsfast_stored(
             item.state[k], item.state[SCALES + k],
             RMSFAST_AS_THEY_ARE if item.state[k] == NULL else storage.state[k], True,
-            rmsfast_key(storage.seed, storage.parameter, storage.step, 1 + k) if storage.draws else 0)
-    numbers[4] = rmsfast_stored(storage.copy, NULL, storage.mirror, False, 0)
-    numbers[5] = rmsfast_stored(average, NULL, RMSFAST_AS_THEY_ARE, False, 0)
-    grad = rmsfast_stored(NULL, NULL, item.gradient.format, False, 0)
+            rmsfast_key(storage.seed, storage.parameter, storage.step, 1 + k) if storage.draws else 0, storage.element)
+    numbers[4] = rmsfast_stored(storage.copy, NULL, storage.mirror, False, 0, 0)
+    numbers[5] = rmsfast_stored(average, NULL, RMSFAST_AS_THEY_ARE, False, 0, 0)
+    grad = rmsfast_stored(NULL, NULL, item.gradient.format, False, 0, 0)
     while start < stop:
         n = min(most, stop - start)
         grad.data = <void *>bring_in(item, start, &n, &place, gathered)

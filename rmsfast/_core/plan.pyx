@@ -279,7 +279,7 @@ cdef class Plan:
             self.storages = <Storage *>calloc(self.count, sizeof(Storage))
         storage = item.storage = &self.storages[i]
         item.weight = sizeof(float)
-        storage.parameter = i
+        storage.parameter, storage.element = i, 0
         storage.w = (RMSFAST_SPLIT if item.state[REMAINDER] != NULL else RMSFAST_MASTERED if item.state[MASTER] != NULL
                      else stored_as(self.records[i].shown.format))
         for k in range(NUMBERS):

@@ -20,7 +20,7 @@ cdef class SummedRows:
     cdef bint c_order                   # … and whether they lie in C order
     cdef int sum_rows(self, str name, cnp.ndarray asked) except -1
     cdef bint is_unmoved(self) noexcept
-    cdef cnp.ndarray values(self)
+    cpdef cnp.ndarray values(self)
 
 
 cdef cnp.ndarray turned(cnp.ndarray rows, bint c_order)

@@ -118,7 +118,7 @@ cdef class SummedRows:
         return (<char *>cnp.PyArray_DATA(self.source) == self.memory.data
                 and cnp.PyArray_NBYTES(self.source) == cnp.PyArray_NBYTES(self.given))
 
-    cdef cnp.ndarray values(self):
+    cpdef cnp.ndarray values(self):
         """The distinct rows as an array, `turned`."""
         cdef Py_ssize_t k, size = self.row * cnp.PyArray_ITEMSIZE(self.rows)
         rows = np.empty((self.count, *(<object>self.rows).shape[1:]), self.rows.dtype)

@@ -10,7 +10,7 @@ from cpython.list cimport PyList_GET_SIZE
 from libc.math cimport INFINITY
 
 from rmsfast._core.arrays cimport ArrayPlan, zeros_beside
-from rmsfast._core.kernel cimport EMA, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, cut, start_of
+from rmsfast._core.kernel cimport EMA, RMSFAST_PROPAGATE, RMSFAST_RAISE, RMSFAST_SKIP, SCALED, cut, start_of
 from rmsfast._core.memory cimport overlap
 from rmsfast._core.plan cimport FINE, MOVED, refuse, refuse_nonfinite
 from rmsfast._core.threads cimport Lock, as_threads, most_threads
@@ -66,6 +66,8 @@ cdef class ArrayFront:
         None follows `get_num_threads`.
     rule : callable or None
         A Python function in the kernel's place: see `ArrayPlan.apply`.
+    stateless : bool
+        True for parameters that others update: they have no state here, and `check` takes the place of `step`.
     """
     cdef Lock lock
     cdef readonly ArrayPlan plan
@@ -79,13 +81,14 @@ cdef class ArrayFront:
     cdef public list loans              # memory that others own: each step asks them to `check` it
     cdef bint fresh                     # no step was taken and no state loaded: averages are as the parameters are
     cdef dict away                      # own numbers, by index, of parameters that hold their averages now; or None
+    cdef list factors                   # what `clip` was given, or None
 
-    def __cinit__(self, Flag changed not None, read_settings, num_threads, rule):
+    def __cinit__(self, Flag changed not None, read_settings, num_threads, rule, bint stateless=False):
         self.wanted_threads = as_threads(num_threads)
         self.changed = changed
         self.read_settings = read_settings
         self.rule = rule
-        self.plan = ArrayPlan(None, [], False)
+        self.plan = ArrayPlan(None, [], False, stateless)
         self.lock = Lock()
         self.loans = []
         self.fresh = True
@@ -143,6 +146,50 @@ cdef class ArrayFront:
         finally:
             self.lock.release()
 
+    def check(self, list grads not None, bint zero_grads):
+        """Raise if a step with these gradients would, whatever the settings are. Returns False if they are not in the form
+        of an ndarray (of no subclass), `SummedRows` or None for each parameter."""
+        cdef ArrayPlan plan
+        self.begin()
+        plan = self.plan
+        try:
+            self.check_loans(False)
+            if not plan.collect(grads):
+                return False
+            verify(plan)
+            if zero_grads:
+                plan.check_erasable()
+            return True
+        finally:
+            plan.let_go()
+            self.lock.release()
+
+    def place(self, list origins not None):
+        """Say of what each parameter is a part: the other parameter's index, and the element with which this part begins, in
+        memory order and a multiple of 64. The random bits of stochastic rounding are those of the whole then."""
+        cdef ArrayPlan plan
+        self.begin()
+        plan = self.plan
+        try:
+            if len(origins) != plan.count or any([element % SCALED for _, element in origins]):
+                raise ValueError("origins: expected one for each parameter, beginning at a multiple of 64")
+            plan.origins = origins
+            plan.point()
+            self.changed.up = True      # how numbers are rounded is said with the settings
+        finally:
+            self.lock.release()
+
+    def clip(self, list factors):
+        """Let the steps from now on multiply the gradients by these factors, one float for each parameter, where settings ask
+        for norms or for nonfinite numbers: others have measured them. None ends that."""
+        self.begin()
+        try:
+            if factors is not None and len(factors) != self.plan.count:
+                raise ValueError(f"factors: {len(factors)}, expected {self.plan.count}")
+            self.factors = factors
+        finally:
+            self.lock.release()
+
     def step(self, grads, grad_scale, zero_grads):
         """Take one step, or raise and change nothing.
 
@@ -152,6 +199,7 @@ cdef class ArrayFront:
         """
         cdef int most = most_threads(self.wanted_threads), answer = RMSFAST_PROPAGATE
         cdef ArrayPlan plan
+        cdef Py_ssize_t i
         cdef double scale
         cdef bint bound, erases = zero_grads is True
         if not PyFloat_CheckExact(grad_scale) or not (erases or zero_grads is False):
@@ -183,8 +231,11 @@ cdef class ArrayFront:
             plan.prepare(scale, erases, most)
             if self.rule is not None:
                 answer = plan.apply(self.rule, scale)
-            elif plan.measures:
+            elif plan.measures and self.factors is None:
                 answer = plan.measure()
+            elif plan.measures:
+                for i in range(plan.count):
+                    plan.items[i].gradient.clip_factor = self.factors[i]
             if answer == RMSFAST_RAISE:
                 refuse_nonfinite(plan)
             if answer == RMSFAST_SKIP:
@@ -212,6 +263,8 @@ cdef class ArrayFront:
 
     cdef int refresh(self) except -1:
         """Read the settings of all groups, or raise and keep those from before."""
+        if self.plan.stateless:
+            raise RuntimeError("step: parameters without state, expected an optimizer that keeps some")
         self.changed.up = False
         try:
             self.scheduled, values = self.read_settings(self.plan.groups, self.steps)

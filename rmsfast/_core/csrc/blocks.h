@@ -242,7 +242,7 @@ RMSFAST_INLINE void store_block(float *x, const int format, const int draws, con
     uint16_t *h = (uint16_t *)s->data + start;
     uint8_t *codes = (uint8_t *)s->data + start, *scale = (uint8_t *)s->more + start / RMSFAST_SCALED;
     if (draws)
-        randomize(random, s->key, start);
+        randomize(random, s->key, s->element + start);
     switch (format) {
     case RMSFAST_BFLOAT16:
         make_cuttable(x);

@@ -283,7 +283,7 @@ static void update_part(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfa
         if (s->format == RMSFAST_AS_THEY_ARE)
             continue;
         if (s->draws)
-            randomize(random, s->key, place - around);
+            randomize(random, s->key, s->element + place - around);
         store_[s->draws][s->format](s->data, s->more, scaled ? place - around : place, scaled ? size : n,
                                     scaled ? at_hand[k] : x[k], scaled ? random : random + around);
     }

@@ -124,13 +124,15 @@ typedef void (*rmsfast_load)(float *x, const void *data, const void *more, ptrdi
 typedef void (*rmsfast_store)(void *data, void *more, ptrdiff_t start, ptrdiff_t n, const float *x,
                               const uint16_t *random);
 
-/* Where the numbers of one kind are, how they are stored, and, where random bits round them, the key of these. */
+/* Where the numbers of one kind are, how they are stored, and, where random bits round them, the key of these and the index
+   that the first element has there, a multiple of RMSFAST_SCALED. */
 typedef struct {
     void *data; /* NULL: there are none */
     void *more;
     int format;
     int draws;
     uint64_t key;
+    ptrdiff_t element;
 } rmsfast_stored;
 enum { RMSFAST_COPY = 4, RMSFAST_EMA, RMSFAST_KINDS }; /* after w, v, m and b: what w is written to once more; its average */
 
