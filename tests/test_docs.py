@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]}
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "text", "sh"}
-OTHERS = {"ml_dtypes", "scipy", "sklearn", "stable_baselines3", "torch"}  # packages that a page may need
+OTHERS = {"jax", "ml_dtypes", "scipy", "sklearn", "stable_baselines3", "torch"}  # packages that a page may need
 
 
 def programs_of(text):
