@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 from textwrap import indent
@@ -38,19 +37,17 @@ def copy_all() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "GALLERY_HEADER.rst").write_text(HEADER, encoding="utf-8")
     for name in TITLES:
-        if name == "torch_training" and find_spec("torch") is None:
-            copy(name, "/torch_training.png", "PyTorch was not installed when this site was built: the picture is an older one.")
-        else:
-            copy(name, f"/generated/examples/{name}.png", run(name))
+        copy(name, run(name))
 
 
-def copy(name: str, picture: str, text: str) -> None:
-    """Write the copy of an example, with a picture and a text in reStructuredText after its docstring's own."""
+def copy(name: str, text: str) -> None:
+    """Write the copy of an example, with its picture and a text in reStructuredText after its docstring's own."""
+    picture = f"generated/examples/{name}.png"
     title, program = TITLES[name], (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     intro, code = program.removeprefix('"""').split('"""', 1)
-    parts = [f"{title}\n{'=' * len(title)}", intro.strip(), f".. image:: {picture}\n   :alt: {title}", text]
+    parts = [f"{title}\n{'=' * len(title)}", intro.strip(), f".. image:: /{picture}\n   :alt: {title}", text]
     joined = "\n\n".join(parts).replace("\\", "\\\\")
-    thumbnail = f'# sphinx_gallery_thumbnail_path = "{picture[1:]}"\n'
+    thumbnail = f'# sphinx_gallery_thumbnail_path = "{picture}"\n'
     (FOLDER / f"{name}.py").write_text(f'"""{joined}\n"""{code}\n{thumbnail}', encoding="utf-8")
 
 

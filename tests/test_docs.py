@@ -45,6 +45,7 @@ def expectation(lines, number):
 
 
 @pytest.mark.thread_unsafe(reason="warnings and packages that are imported are the process's")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "```python" in text])
 def test_programs_print_what_the_page_says(page):
     """All blocks of a page, one after another: `print(x)  # 1` prints 1, and a block of text is what the block before prints."""
