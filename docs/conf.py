@@ -31,7 +31,12 @@ extensions = [
     "sphinx_llms_txt",
     "mathml",
 ]
-exclude_patterns = ["generated", "playground"]
+exclude_patterns = [
+    "generated",
+    "playground",
+    "**/sg_execution_times.rst",  # sphinx-gallery's own lists of times, whose scripts come from elsewhere
+    "sg_execution_times.rst",
+]
 
 # ---- Pages ----
 
@@ -78,7 +83,6 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,
-    "write_computation_times": False,
 }
 
 

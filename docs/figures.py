@@ -1,4 +1,4 @@
-"""The figures of the site, drawn at each build: every curve is a run of rmsfast. Each is drawn for a light and a dark page.
+"""The figures of the site, drawn at each build, for light pages and for dark ones. Every curve of RMSProp is a run.
 
 `python docs/figures.py FOLDER` draws them without a site.
 """
@@ -25,34 +25,18 @@ Colours = dict[str, str]
 # ---- Runs ----
 
 
-def path(step: Callable[[Array, Array], None], gradient: Callable[[Array], Array], steps: int) -> Array:
-    """Return the points of a walk from (-5, -2), one row each."""
-    x = np.array([-5.0, -2.0])
+def walk(step: Callable[[Array, Array], Any], x: Array, steps: int = 20) -> Array:
+    """Return the points of a walk down the ravine, one row each. A step changes x in place."""
     points = [x.copy()]
     for _ in range(steps):
-        step(x, gradient(x))
+        step(x, ravine_gradient(x))
         points.append(x.copy())
     return np.array(points)
 
 
-def rmsprop_path(gradient: Callable[[Array], Array], steps: int = 20) -> Array:
-    """Return the walk of RMSProp as in "Dive into Deep Learning": η 0.4, γ 0.9, ε 1e-6 inside √."""
-    x = np.array([-5.0, -2.0])
-    opt = rmsfast.RMSProp(x, **rmsfast.dialects.d2l(lr=0.4))
-    points = [x.copy()]
-    for _ in range(steps):
-        opt.step(gradient(x))
-        points.append(x.copy())
-    return np.array(points)
-
-
-def descent_path(gradient: Callable[[Array], Array], lr: float, steps: int = 20) -> Array:
-    """Return the walk of plain gradient descent."""
-
-    def step(x: Array, g: Array) -> None:
-        x -= lr * g
-
-    return path(step, gradient, steps)
+def gradient_descent(x: Array, g: Array) -> None:
+    """Take a step of plain gradient descent."""
+    x -= 0.48 * g
 
 
 def ravine(x: Array) -> Array:
@@ -65,28 +49,31 @@ def ravine_gradient(x: Array) -> Array:
     return np.array([0.2 * x[0], 4 * x[1]])
 
 
-def moves(gradients: Array, beta: float, eps: float = 1e-8, lr: float = 1.0) -> tuple[Array, Array]:
-    """Return how far each step moves a parameter, and √v + ε after it."""
-    w, v, taken, roots = np.zeros(1), np.zeros(1), [], []
+def lengths(gradients: Array, **settings: Any) -> Array:
+    """Return how far each step moves a parameter, in units of lr."""
+    w, before = np.zeros(1), 0.0
+    opt, taken = rmsfast.RMSProp(w, lr=1.0, **settings), []
     for g in gradients:
+        opt.step(np.array([float(g)]))
+        taken.append(abs(w[0] - before))
         before = w[0]
-        rmsfast.rmsprop_update(w, v, np.array([float(g)]), lr=lr, beta=beta, eps=eps)
-        taken.append(w[0] - before)
-        roots.append(np.sqrt(v[0]) + eps)
-    return np.array(taken), np.array(roots)
+    return np.array(taken)
 
 
 # ---- Figures ----
 
 
 def draw_ravine(figure: Figure, c: Colours) -> None:
-    """Two walks down the same ravine."""
+    """Draw two walks down the same ravine."""
     axes = figure.subplots(1, 2, sharey=True)
     x1, x2 = np.meshgrid(np.linspace(-6, 2, 200), np.linspace(-3, 3, 200))
     levels = [0.05, 0.3, 1, 2.5, 5, 9, 14]
+    start = np.array([-5.0, -2.0])
+    x = start.copy()
+    opt = rmsfast.RMSProp(x, **rmsfast.dialects.d2l(lr=0.4))
     walks = [
-        ("gradient descent, lr 0.48: jumps across", descent_path(ravine_gradient, 0.48), c["other"]),
-        ("RMSProp, lr 0.4: walks along", rmsprop_path(ravine_gradient), c["ours"]),
+        ("Gradient descent jumps across", walk(gradient_descent, start.copy()), c["other"]),
+        ("RMSProp walks along", walk(lambda _, g: opt.step(g), x), c["ours"]),
     ]
     for ax, (title, points, colour) in zip(axes, walks, strict=True):
         ax.contour(x1, x2, ravine((x1, x2)), levels=levels, colors=c["faint"], linewidths=0.8)
@@ -98,7 +85,7 @@ def draw_ravine(figure: Figure, c: Colours) -> None:
 
 
 def draw_weights(figure: Figure, c: Colours) -> None:
-    """How much of v comes from the gradient of k steps ago."""
+    """Draw how much of v comes from the gradient of k steps ago."""
     ax = figure.subplots()
     k = np.arange(41)
     for beta, colour, marker in [(0.9, c["ours"], "o"), (0.99, c["other"], "s"), (0.5, c["third"], "^")]:
@@ -110,34 +97,27 @@ def draw_weights(figure: Figure, c: Colours) -> None:
 
 
 def draw_first_steps(figure: Figure, c: Colours) -> None:
-    """The first steps under a constant gradient."""
+    """Draw the first steps under a constant gradient."""
     ax = figure.subplots()
     t = np.arange(1, 61)
-    for beta, colour, spot in [(0.99, c["other"], (7, 4.4)), (0.9, c["ours"], (1.3, 1.15))]:
-        taken, _ = moves(np.ones(60), beta)
-        ax.plot(t, -taken, color=colour, marker="o", markersize=3)
-        ax.annotate(f"β = {beta:g}: starts at {-taken[0]:.3g} · lr", spot, color=colour)
-    w = np.zeros(1)
-    opt, corrected = rmsfast.RMSProp(w, lr=1.0, bias_correction=True), []
-    for _ in t:
-        before = w[0]
-        opt.step(np.ones(1))
-        corrected.append(before - w[0])
-    ax.plot(t, corrected, color=c["third"], linewidth=2)
+    for beta, colour, spot in [(0.99, c["other"], (7, 4.4)), (0.9, c["ours"], (9, 1.75))]:
+        taken = lengths(np.ones(60), beta=beta)
+        ax.plot(t, taken, color=colour, marker="o", markersize=3)
+        ax.annotate(f"β = {beta:g}: starts at {taken[0]:.3g} · lr", spot, color=colour)
+    ax.plot(t, lengths(np.ones(60), bias_correction=True), color=c["third"], linewidth=2)
     ax.annotate("with bias correction", (38, 0.25), color=c["third"])
     ax.set(xlim=(0, 61), ylim=(0, 10.5), xlabel="step", ylabel="step ÷ lr")
     ax.set_title("From v = 0, the first steps are long")
 
 
 def draw_two(figure: Figure, c: Colours) -> None:
-    """Two parameters with gradients of very different size."""
+    """Draw two parameters with gradients of very different size."""
     left, right = figure.subplots(1, 2)
     steps = np.arange(1, 31)
     small, large = np.full(30, 0.1), np.tile([10.0, -8.0, 12.0], 10)
     for gradients, colour, marker, label in [(small, c["ours"], "o", "w₁"), (large, c["other"], "s", "w₂")]:
-        taken, _ = moves(gradients, 0.9)
         left.semilogy(steps, abs(gradients), color=colour, marker=marker, markersize=3.5, label=label)
-        right.plot(steps, abs(taken), color=colour, marker=marker, markersize=3.5, label=label)
+        right.plot(steps, lengths(gradients), color=colour, marker=marker, markersize=3.5, label=label)
     left.annotate("w₁: always 0.1", (3, 0.13), color=c["ours"])
     left.annotate("w₂: +10, −8, +12, …", (3, 17), color=c["other"])
     left.set(xlabel="step", ylabel="|gradient|", ylim=(0.05, 40), title="Gradients differ a hundredfold …")
@@ -146,43 +126,39 @@ def draw_two(figure: Figure, c: Colours) -> None:
 
 
 def draw_spike(figure: Figure, c: Colours) -> None:
-    """One gradient of 10⁶ among ones."""
+    """Draw the steps around one gradient of 10⁶ among ones."""
     ax = figure.subplots()
-    after = 300
-    steps = np.arange(-20, after)
-    gradients = np.concatenate([np.ones(120), [1e6], np.ones(after - 1)])
-    for beta, colour in [(0.9, c["ours"]), (0.99, c["other"])]:
-        taken, _ = moves(gradients, beta)
-        ax.semilogy(steps, -taken[100:], color=colour, linewidth=1.8, label=f"β = {beta:g}")
-    w = np.zeros(1)
-    opt, clipped = rmsfast.RMSProp(w, lr=1.0, clip_value=5.0), []
-    for g in gradients:
-        before = w[0]
-        opt.step(np.array([g]))
-        clipped.append(before - w[0])
-    ax.semilogy(steps, clipped[100:], color=c["third"], linewidth=1.8, linestyle="--", label="β = 0.9, clip_value = 5")
-    ax.annotate("2.6e-5 · lr, 40 steps later", (40, 2.6e-5), (70, 3e-6), arrowprops={"arrowstyle": "-", "color": c["text"]})
+    steps = np.arange(-20, 300)
+    gradients = np.concatenate([np.ones(120), [1e6], np.ones(299)])  # the first 100 fill the average
+    for label, style, colour, settings in [
+        ("β = 0.9", "-", c["ours"], {}),
+        ("β = 0.99", "-", c["other"], {"beta": 0.99}),
+        ("β = 0.9, clip_value = 5", "--", c["third"], {"clip_value": 5.0}),
+    ]:
+        ax.semilogy(steps, lengths(gradients, **settings)[100:], style, color=colour, linewidth=1.8, label=label)
+    line = {"arrowstyle": "-", "color": c["text"]}
+    ax.annotate("2.6e-5 · lr, 40 steps later", (40, 2.6e-5), (70, 3e-6), arrowprops=line)
     ax.set(xlabel="steps after the gradient of 10⁶", ylabel="step ÷ lr", ylim=(1e-6, 40))
     ax.set_title("The step itself is bounded; the standstill after it is long")
     ax.legend(frameon=False, loc="center right")
 
 
 def draw_epsilon(figure: Figure, c: Colours) -> None:
-    """The length of a step by the size of the gradient, for each ε."""
+    """Draw the length of a step by the size of the gradient, for some ε."""
     ax = figure.subplots()
     g = np.logspace(-6, 2, 161)
-    for eps, colour, style in [(1e-8, c["text"], "-"), (1e-3, c["ours"], "-"), (0.1, c["other"], "-"), (1.0, c["third"], "-")]:
-        ax.loglog(g, g / (g + eps), color=colour, linestyle=style, label=f"ε = {eps:g}")
+    for eps, colour in [(1e-8, c["text"]), (1e-3, c["ours"]), (0.1, c["other"]), (1.0, c["third"])]:
+        ax.loglog(g, g / (g + eps), color=colour, label=f"ε = {eps:g}")
     ax.set(xlabel="size of the gradients, g = √v", ylabel="step ÷ lr", ylim=(1e-6, 3))
     ax.set_title("Gradients smaller than ε move as in gradient descent")
     ax.legend(frameon=False)
 
 
 FIGURES: dict[str, tuple[Callable[[Figure, Colours], None], tuple[float, float]]] = {
-    "ravine": (draw_ravine, (8, 3.2)),
+    "ravine": (draw_ravine, (6.4, 2.9)),
     "weights": (draw_weights, (6.4, 3.2)),
     "first_steps": (draw_first_steps, (6.4, 3.2)),
-    "two": (draw_two, (8, 3.2)),
+    "two": (draw_two, (6.4, 2.9)),
     "spike": (draw_spike, (6.4, 3.4)),
     "epsilon": (draw_epsilon, (6.4, 3.4)),
 }
@@ -194,7 +170,7 @@ def draw_all(folder: Path) -> None:
     for suffix, colours in [("light", LIGHT), ("dark", DARK)]:
         text = colours["text"]
         style = dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], text)
-        style |= {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
+        style |= {"font.size": 10, "axes.titlesize": 10.5, "axes.spines.top": False, "axes.spines.right": False}
         style |= {"svg.hashsalt": "rmsfast"}
         for name, (draw, size) in FIGURES.items():
             with matplotlib.rc_context(style):

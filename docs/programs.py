@@ -1,4 +1,4 @@
-"""The examples as sphinx-gallery shows them: copies with a title, and with what the program printed and drew in a run."""
+"""The examples as sphinx-gallery shows them: copies with a title, and with what a run printed and drew."""
 
 import os
 import re
@@ -27,8 +27,8 @@ HEADER = """\
 Examples
 ========
 
-Each program runs as it stands: ``pip install ".[demo]"``, then ``python examples/ravine.py``. A page shows the picture that
-the program drew, what it printed, how long it took when this site was built, and the program.
+Each program runs as it stands: ``pip install ".[demo]"``, then ``python examples/ravine.py``. A page shows the picture
+that the program drew, what it printed, how long it took when this site was built, and the program.
 """
 
 
