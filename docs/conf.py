@@ -95,6 +95,12 @@ def link_to_gallery(app: Any, docname: str, source: list[str]) -> None:
     source[0] = re.sub(rf"\]\((?:\.\./)?examples/({names})\.py\)", r"](gallery/\1.rst)", source[0])
 
 
+def not_to_be_edited(app: Any, name: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Leave out the link to the source of pages that are made here."""
+    if name.startswith("gallery/"):
+        context["page_source_suffix"] = ""
+
+
 def copy_playground(app: Any, error: Exception | None) -> None:
     """Copy the playground as it is: plain files, which are no pages of Sphinx."""
     if error is None and app.tags.has("playground"):
@@ -107,4 +113,5 @@ def setup(app: Any) -> None:
     if (DOCS / "playground" / "index.html").exists():
         app.tags.add("playground")
     app.connect("source-read", link_to_gallery)
+    app.connect("html-page-context", not_to_be_edited)
     app.connect("build-finished", copy_playground)
