@@ -95,8 +95,10 @@ def link_to_gallery(app: Any, docname: str, source: list[str]) -> None:
     source[0] = re.sub(rf"\]\((?:\.\./)?examples/({names})\.py\)", r"](gallery/\1.rst)", source[0])
 
 
-def not_to_be_edited(app: Any, name: str, template: str, context: dict[str, Any], tree: Any) -> None:
-    """Leave out the link to the source of pages that are made here."""
+def describe(app: Any, name: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Name a page's language, and leave out the link to the source of pages that are made here."""
+    if name in ("ru", "zh"):
+        context["language"] = name
     if name.startswith("gallery/"):
         context["page_source_suffix"] = ""
 
@@ -113,5 +115,5 @@ def setup(app: Any) -> None:
     if (DOCS / "playground" / "index.html").exists():
         app.tags.add("playground")
     app.connect("source-read", link_to_gallery)
-    app.connect("html-page-context", not_to_be_edited)
+    app.connect("html-page-context", describe)
     app.connect("build-finished", copy_playground)

@@ -394,3 +394,8 @@ def test_formulas_need_no_script(site):
     assert text.count("<math") >= 4
     assert "$$" not in text
     assert not [name for name in site if "mathjax" in name.lower()]
+
+
+@pytest.mark.parametrize(("page", "language"), [("index", "en"), ("zh", "zh"), ("ru", "ru")])
+def test_pages_say_which_language_they_are_in(site, page, language):
+    assert f'<html class="no-js" lang="{language}"' in site[f"{page}.html"].read_text(encoding="utf-8")
