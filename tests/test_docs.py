@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]}
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OTHERS = {"jax", "ml_dtypes", "scipy", "sklearn", "stable_baselines3", "torch"}  # packages that a page may need
+# Packages that a page may need.
+OTHERS = {"jax", "ml_dtypes", "mpi4py", "scipy", "sklearn", "stable_baselines3", "torch"}
 
 
 def programs_of(text):
@@ -64,10 +65,10 @@ def test_programs_print_what_the_page_says(page):
 
     try:
         exec(compile(tree, page, "exec"), {"__name__": "page", "__builtins__": vars(builtins) | {"print": note}})
-    except ModuleNotFoundError as error:
-        if error.name not in OTHERS:
+    except ImportError as error:
+        missing = (error.__cause__ or error).name  # rmsfast.torch's own error is from PyTorch's
+        if missing not in OTHERS:
             raise
-        missing = error.name
         stop = next(frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == page)
     for (first, last), text in blocks.items():
         if last < stop:
@@ -87,11 +88,13 @@ def test_every_block_is_of_a_kind_that_is_checked():
 
 
 def test_files_that_pages_name_are_there():
-    named = {
-        name for text in PAGES.values() for name in re.findall(r"\b(?:bench|examples|tools)/\w+(?:/\w+)*\.\w+", text)
-    }
+    pattern = r"\b(?:bench|examples|tools)/\w+(?:/\w+)*\.\w+"
+    named = {name for text in PAGES.values() for name in re.findall(pattern, text)}
     assert len(named) > 5
-    here = [name for name in sorted(named) if (ROOT / name.split("/")[0]).is_dir()]  # the tests of a wheel have no tools
+    # The tests of a wheel have no tools.
+    here = [
+        name for name in sorted(named) if (ROOT / name.split("/")[0]).is_dir()
+    ]  # the tests of a wheel have no tools
     assert not [name for name in here if not (ROOT / name).exists()]
 
 
