@@ -360,6 +360,8 @@ def test_every_link_inside_of_the_site_leads_somewhere(site, parsed):
             if parts.scheme or parts.netloc:
                 continue
             target = os.path.normpath(Path(name).parent / unquote(parts.path)) if parts.path else name
+            if parts.path.endswith("/"):  # a folder, of which a server shows this
+                target = os.path.normpath(Path(target) / "index.html")
             if target not in site or (target in parsed and unquote(parts.fragment) not in parsed[target].places):
                 broken.append((name, address))
     assert broken == []
