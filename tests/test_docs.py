@@ -125,9 +125,8 @@ def public_names():
     names |= {f"rmsfast.schedules.{name}" for name in schedules.__all__}
     names |= {f"rmsfast.dialects.{name}" for name in functions_of(dialects) - {"refuse"}}
     source = (Path(rmsfast.__file__).parent / "torch.py").read_text(encoding="utf-8")
-    assigned = next(node for node in ast.parse(source).body if isinstance(node, ast.Assign))
-    assert assigned.targets[0].id == "__all__"
-    return names | {f"rmsfast.torch.{name}" for name in ast.literal_eval(assigned.value)}
+    exported = re.findall(r'"(\w+)"', re.search(r"^__all__ = \[(.*?)\]", source, re.MULTILINE | re.DOTALL)[1])
+    return names | {f"rmsfast.torch.{name}" for name in exported}
 
 
 def members_of(thing):
