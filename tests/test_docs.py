@@ -26,7 +26,7 @@ DOCS = ROOT / "docs"
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]}
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Packages that a page may need.
-OTHERS = {"jax", "ml_dtypes", "mpi4py", "scipy", "sklearn", "stable_baselines3", "torch"}
+OTHERS = {"jax", "keras", "ml_dtypes", "mpi4py", "scipy", "sklearn", "stable_baselines3", "torch"}
 
 
 def programs_of(text):
