@@ -92,21 +92,16 @@ def test_the_readme(capsys):
     assert commands == 'pip install ".[demo]" && python examples/digits.py\npip install ".[test]" && pytest\n'
 
 
-def test_the_page_of_training(capsys):
-    """Its programs run, one after another, and print what their comments say."""
+def test_the_page_of_training():
+    """Its table has every schedule."""
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    program = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    exec(program, {})
-    printed = [line for line in capsys.readouterr().out.splitlines() if line[0].isdecimal()]
-    assert printed == re.findall(r"# (\d.*)", program)
     assert re.findall(r"^\| `(\w+)\(", text, re.MULTILINE) == list(rmsfast.schedules.KINDS)
 
 
 def test_the_page_of_formats():
-    """Its program runs, and its table says how many bytes a parameter and its state have."""
+    """Its table says how many bytes a parameter and its state have."""
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
     kinds = [
         (np.float32, dict(state_dtype="bfloat16")),
         (np.float32, dict(state_dtype="uint8")),
@@ -128,9 +123,8 @@ def test_the_page_of_formats():
 
 
 def test_the_page_of_variants():
-    """Its program runs, and its table has every dialect."""
+    """Its table has every dialect."""
     text = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
     assert sorted(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)[:8]) == sorted(DIALECTS)
 
 

@@ -2,7 +2,8 @@
 
     python examples/clients/sb3_a2c.py
 
-A2C's default is Stable-Baselines3's own RMSpropTFLike, so it is compared, too. Needs `pip install ".[clients]"`.
+A2C's default is PyTorch's RMSprop. Stable-Baselines3's own RMSpropTFLike is compared, too. Needs
+`pip install ".[clients]"`.
 """
 
 import torch
