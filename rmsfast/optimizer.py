@@ -221,6 +221,8 @@ class RMSProp(Settings):
             or if a parameter was resized or changed since it was given.
         FloatingPointError
             If a gradient has infinite or NaN elements and its group's `nonfinite` is "raise".
+        RuntimeError
+            Inside `averages`.
 
         Warns
         -----
