@@ -21,6 +21,7 @@ TITLES = {
     "word_vectors": "Word vectors, trained by rows",
     "resume": "Killed at random, and resumed",
     "shared_memory": "One model in shared memory",
+    "wgan": "A Wasserstein GAN",
     "torch_training": "In the place of PyTorch's RMSprop",
 }
 HEADER = """\

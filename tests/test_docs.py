@@ -120,13 +120,15 @@ def functions_of(module):
 
 
 def public_names():
-    """Return the public names, without those of PyTorch's front where PyTorch is missing."""
+    """Return the public names."""
     names = {f"rmsfast.{name}" for name in rmsfast.__all__}
     names |= {f"rmsfast.schedules.{name}" for name in schedules.__all__}
     names |= {f"rmsfast.dialects.{name}" for name in functions_of(dialects) - {"refuse"}}
-    source = (Path(rmsfast.__file__).parent / "torch.py").read_text(encoding="utf-8")
-    exported = re.findall(r'"(\w+)"', re.search(r"^__all__ = \[(.*?)\]", source, re.MULTILINE | re.DOTALL)[1])
-    return names | {f"rmsfast.torch.{name}" for name in exported}
+    for module in ("torch", "mpi"):  # read: to import them takes PyTorch and MPI
+        source = (Path(rmsfast.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+        exported = re.findall(r'"(\w+)"', re.search(r"^__all__ = \[(.*?)\]", source, re.MULTILINE | re.DOTALL)[1])
+        names |= {f"rmsfast.{module}.{name}" for name in exported}
+    return names
 
 
 def members_of(thing):
@@ -183,6 +185,12 @@ def test_the_table_of_settings():
     assert elsewhere == {(theirs, ours) for theirs, (ours, _) in FOREIGN.items()}
 
 
+CONTEXTS = {  # what an argument needs to have an effect
+    "ema_momentum": {"use_ema": True},
+    "ema_overwrite_frequency": {"use_ema": True},
+    "gamma2": {"centered": True},
+    "nesterov": {"momentum": 0.5},
+}
 OTHER_VALUES = {"learning_rate": 0.5, "lr": 0.5, "weight_decay": 0.25, "momentum": 0.25, "clip_gradient": 0.25}
 
 
@@ -200,7 +208,7 @@ def test_the_table_of_a_dialect(name):
         assert default == ("required" if given is inspect.Parameter.empty else f"`{given!r}`")
         value = {False: True, True: False}[given] if isinstance(given, bool) else OTHER_VALUES.get(key.strip("`"), 0.25)
         changed = required | {key.strip("`"): value}
-        changed |= {"gamma2": {"centered": True}, "nesterov": {"momentum": 0.5}}.get(key.strip("`"), {})
+        changed |= CONTEXTS.get(key.strip("`"), {})
         if meaning.startswith("refused"):
             with pytest.raises(ValueError, match=key.strip("`")):
                 dialect(**changed)
