@@ -98,6 +98,34 @@ def markdown_table(run: dict) -> str:
     return "\n".join([*lines, ""])
 
 
+SHORT_ROWS = {
+    OURS: OURS,
+    "NumPy out=": "NumPy, in place",
+    "Numba": "Numba",
+    "Optax": "JAX (Optax)",
+    "torch foreach": "PyTorch (`foreach`)",
+    "torch.compile": "PyTorch (`torch.compile`)",
+}
+SHORT_COLUMNS = {
+    "1x1k": "1 000 numbers",
+    "1x1M": "1 048 576",
+    "1x16M": "16 777 216",
+    "200x1k": "200 arrays of 1 000",
+    "mlp6": "a network of 269 322",
+}
+
+
+def markdown_short(run: dict) -> str:
+    """Return the table of the README, which needs no other page to be read."""
+    cases = [case for case in SHORT_COLUMNS if case in run["seconds"]]
+    lines = [f"| µs a step | {' | '.join(SHORT_COLUMNS[case] for case in cases)} |", f"|---|{'---:|' * len(cases)}"]
+    for name in filter(SHORT_ROWS.get, contenders_of(run)):
+        times = [run["seconds"][case].get(name) for case in cases]
+        cells = ["–" if seconds is None else microseconds(seconds) for seconds in times]
+        lines.append(f"| {SHORT_ROWS[name]} | {' | '.join(f'**{c}**' if name == OURS else c for c in cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def machine(report: dict) -> str:
     m = report["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
@@ -132,10 +160,12 @@ def draw(report: dict, folder: Path) -> list[Path]:
 
 
 def publish(report: dict, checkout: Path) -> list[Path]:
-    """Put the first run's table, and the machine, in the place of those in the README, and the pictures into docs/."""
-    readme = checkout / "README.md"
-    put(readme, "python -m bench", f"{markdown_table(report['runs'][0])}\n({machine(report)})\n")
-    return [readme, *draw(report, checkout / "docs")]
+    """Put the first run's tables into the README and docs/performance.md, and the pictures into docs/."""
+    readme, page, run = checkout / "README.md", checkout / "docs" / "performance.md", report["runs"][0]
+    m = report["machine"]
+    put(readme, "python -m bench", f"{markdown_short(run)}\n({m['cpu']}, {threads_of(run)}, {m['isa']}.)\n")
+    put(page, "python -m bench", f"{markdown_table(run)}\n({machine(report)})\n")
+    return [readme, page, *draw(report, checkout / "docs")]
 
 
 def draw_speedup(report: dict, path: Path) -> None:

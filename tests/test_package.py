@@ -87,7 +87,7 @@ def test_the_readme(capsys):
     exec(program, {})
     label, error = capsys.readouterr().out.split(":")
     assert label == "largest error"
-    assert float(error) < 0.1
+    assert float(error) < 1e-6
     commands = re.search(r"## Quick start\n.*?```sh\n(.*?)```", text, re.DOTALL)[1]
     assert commands == 'pip install ".[demo]" && python examples/digits.py\npip install ".[test]" && pytest\n'
 
