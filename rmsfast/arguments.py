@@ -300,9 +300,12 @@ def by_name(tree: Any, keys: Sequence[Any], label: str) -> list[Any]:
     """
     found = dict.fromkeys(keys, OMITTED)
     for name, value in leaves(label, tree):
+        left_alone = below(name, keys) if value is None and name not in found else []
+        if twice := [key for key in left_alone or [name] if found.get(key, OMITTED) is not OMITTED]:
+            raise ValueError(f"{label}[{name!r}]: {twice[0]!r} is given twice, expected each gradient once")
         if name in found:
             found[name] = value
-        elif value is None and (left_alone := below(name, keys)):
+        elif left_alone:
             found |= dict.fromkeys(left_alone)
         else:
             for key in keys:

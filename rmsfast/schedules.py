@@ -148,7 +148,7 @@ class exponential(Schedule):
         try:
             return self.start * math.pow(self.decay, step / self.steps)
         except OverflowError:
-            return math.inf
+            return math.inf if self.start else 0.0
 
 
 @dataclass(frozen=True)

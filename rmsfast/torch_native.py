@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rmsfast._core.plan import STATE_NAMES
+from rmsfast.settings import SCHEDULED, is_schedule
 from rmsfast.torch_groups import CHECKED, NATIVE_NAMES, NUMBERS, OURS, REFUSED, SWITCHES, as_loaded, read_settings
 from rmsfast.torch_tensors import DTYPES, Entry, step_tensor
 
@@ -65,13 +66,16 @@ def from_native(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If a group has a schedule for lr, which an optimizer of PyTorch's leaves to others.
+        If a group has a schedule, which an optimizer of PyTorch's leaves to others.
     """
     state: dict[int, Entry] = {}
     groups = []
     for i, group in enumerate(state_dict["param_groups"]):
-        if "lr" not in group:
-            raise ValueError(f"param_groups[{i}]: a schedule for lr, expected a number")
+        for name in SCHEDULED:
+            if name not in group or is_schedule(group[name]):
+                raise ValueError(
+                    f"param_groups[{i}][{name!r}]: a schedule, expected a number: set one before state_dict()"
+                )
         settings = {name: group[NATIVE_NAMES.get(name, name)] for name in (*NUMBERS, *SWITCHES, *CHECKED)}
         keys = group["params"]
         indices = list(range(len(state), len(state) + len(keys)))

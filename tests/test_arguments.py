@@ -229,6 +229,8 @@ def test_rows_and_none_in_a_tree():
         ([ONE, ONE], ValueError, "grads: 2 gradients, expected 3: an array or None for each parameter"),
         ([(ONE, endless), None], ValueError, "grads: nested more than 64 deep, expected less"),
         ({0: None}, TypeError, "grads: 0 as a name, expected a str"),
+        ({"0.0": ONE, "0": None}, ValueError, "grads['0']: '0.0' is given twice, expected each gradient once"),
+        ({"0": None, "0.0": ONE}, ValueError, "grads['0.0']: '0.0' is given twice, expected each gradient once"),
     ],
 )
 def test_refused_trees_of_grads(grads, error, message):

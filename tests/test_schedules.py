@@ -94,6 +94,7 @@ def test_ends_are_exact_and_growth_has_no_end():
     assert linear(0.1, 3, 0.7)(0) == 0.1
     assert cosine(0.1, 3, 0.7)(0) == pytest.approx(0.1, rel=1e-15)
     assert exponential(1.0, 2.0)(10_000) == math.inf
+    assert exponential(0.0, 2.0)(10_000) == 0
     assert exponential(1.0, 0.5)(10_000) == 0.0
 
 

@@ -545,9 +545,10 @@ def test_what_cannot_move_is_refused():
     state_dict["state"][0]["square_avg"] = torch.zeros(3, dtype=torch.float8_e5m2)
     with pytest.raises(TypeError, match=r"state\[0\]\['square_avg'\]: torch.float8_e5m2"):
         ours.to_native(state_dict)
-    native = rmsfast.RMSProp(np.ones(3), lr=lambda step: 0.1)
-    with pytest.raises(ValueError, match="a schedule"):
-        ours.from_native(native.state_dict())
+    for name, schedule in ("lr", lambda step: 0.1), ("beta", lambda step: 0.9), ("lr", rmsfast.schedules.linear(1, 9)):
+        native = rmsfast.RMSProp(np.ones(3), **{name: schedule})
+        with pytest.raises(ValueError, match=rf"param_groups\[0\]\['{name}'\]: a schedule, expected a number"):
+            ours.from_native(native.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -303,9 +303,13 @@ cdef class Plan:
         found.sort()
         for (_, stop, first), (start, _, second) in zip(found, found[1:]):
             if stop > start:
-                first, second = sorted([first // OWNERS, second // OWNERS])
-                raise ValueError(f"{self.label('params', second)}: shares memory with {self.label('params', first)}, "
-                                 "expected each parameter once")
+                first, second = sorted([first, second], key=lambda owner: (owner % OWNERS == COPY, owner // OWNERS))
+                kind, expected = "params", "each parameter once"
+                if second % OWNERS == COPY:
+                    kind, expected = "copies", "memory of its own"
+                other = owner_kind(first) if kind == "copies" else kind
+                raise ValueError(f"{self.label(kind, second // OWNERS)}: shares memory with "
+                                 f"{self.label(other, first // OWNERS)}, expected {expected}")
         spans = <Span *>calloc(len(found), sizeof(Span))
         for i, (start, stop, owner) in enumerate(found):
             spans[i] = Span(start, stop, owner)
