@@ -5,21 +5,21 @@ export const STORIES = [
         title: "The ravine",
         address: "",
         text:
-            "The gradient of x₂ is eight times that of x₁. The first steps are equal: each is η/√(1−β) " +
+            "The gradient of x₂ is at first eight times that of x₁. The first steps are equal: each is η/√(1−β) " +
             "= 1.26 long.",
     },
     {
         title: "Turned by 45°",
         address: "angle=45",
         text:
-            "RMSProp looks at each coordinate alone. Now both have gradients of the same size, and " +
-            "dividing no longer helps.",
+            "RMSProp looks at each coordinate alone. Now both have gradients of about the same size, and " +
+            "dividing helps much less: after 20 steps the loss is 0.17, not 0.00001.",
     },
     {
         title: "β = 1",
         address: "beta=1",
         text:
-            "v stays at 0, so that ε alone divides: a step is η·g/ε, millions of times too long. β " +
+            "v stays at 0, so that ε alone divides: a step is η·g/ε, a hundred million times too long. β " +
             "must be below 1.",
     },
     {
@@ -60,7 +60,7 @@ export const STORIES = [
         title: "A spike of 1000",
         address: "landscape=moving&spikes=60",
         text:
-            "The spike moves x by η/√(1−β) at most. But v remembers it, and for about 80 steps nearly " +
+            "The spike moves each coordinate by η/√(1−β) at most. But v remembers it, and for about 80 steps nearly " +
             "nothing moves.",
     },
     {
