@@ -7,7 +7,6 @@ import inspect
 import io
 import os
 import pickle
-import re
 import subprocess
 import sys
 import threading
@@ -1544,6 +1543,11 @@ def test_a_parameter_of_a_class_with_a_gradient_of_its_own():
 
 # ---- The package ----
 
+
+def test_the_programs_in_docstrings():
+    results = doctest.testmod(ours)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 def test_rmsfast_never_imports_pytorch():
