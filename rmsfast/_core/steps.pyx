@@ -165,7 +165,7 @@ cdef class ArrayFront:
             if copies is not None and len(copies) != len(self.plan.keys):
                 return False
             self.plan.take_copies(copies or [])
-            self.changed.turn(True)      # how numbers are rounded is said with the settings
+            self.changed.turn(True)     # how numbers are rounded is said with the settings
             return True
         finally:
             self.lock.release()
@@ -199,7 +199,7 @@ cdef class ArrayFront:
                 raise ValueError("origins: expected one for each parameter, beginning at a multiple of 64")
             plan.origins = origins
             plan.point()
-            self.changed.turn(True)      # how numbers are rounded is said with the settings
+            self.changed.turn(True)     # how numbers are rounded is said with the settings
         finally:
             self.lock.release()
 

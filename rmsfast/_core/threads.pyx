@@ -60,8 +60,8 @@ cdef PyThread_type_lock new_lock() except NULL:
     return lock
 
 
-# Between two threads at this gate there is no GIL to rely on. Who has passed it runs no Python code and keeps the GIL, where
-# there is one, until it leaves. So others wait for nanoseconds, and no fork falls in between.
+# Lets one thread at a time change what all share, also where there is no GIL. Who has it runs no Python code, and keeps the
+# GIL where there is one. So others wait for nanoseconds, and no fork falls in between.
 cdef PyThread_type_lock gate = new_lock()
 
 
@@ -79,7 +79,7 @@ cdef Tuning tuning = Tuning(
 cdef int MOST_THREADS = 1024
 cdef double SECONDS_TO_START = 1    # until threads are tried again, where the system had none left
 
-# Written behind the gate, and all but `unlimited`, which is the same for all, read there or as one number.
+# Written behind the gate, but for `unlimited`, for which all threads find the same number. Read there, or as one word.
 cdef int default_threads = 0        # of `get_num_threads`; 0: not asked for yet
 cdef int recounts = 0               # of the cores, that somebody asked for
 cdef int unlimited = 0              # the runtime's own limit, where nobody has set another; 0: not asked for yet
@@ -269,7 +269,7 @@ def _team_size(length, wanted):
 
 # ---- Fork: a child process has, of all threads, the one that forked ----
 
-# Written where a process has one thread.
+# Written in a new process, which has one thread.
 cdef size_t forks = 0               # that led to this process
 cdef unsigned long survivor = 0     # the thread that came here by the last one
 cdef bint teams_were_lost = False   # in a fork that was not safe: steps stay on the calling thread
