@@ -1,7 +1,8 @@
 """The extension modules: their sources, the instruction sets, a probe for OpenMP. Metadata is in pyproject.toml.
 
 Environment variables: RMSFAST_OPENMP=0 builds without threads; RMSFAST_SANITIZE=address,undefined builds with gcc's and
-clang's sanitizers; RMSFAST_COVERAGE=1 counts which lines run (tools/coverage.py).
+clang's sanitizers; RMSFAST_COVERAGE=1 counts which lines run (tools/coverage.py); RMSFAST_FREE_THREADED=1 declares that
+the modules need no GIL, which only the release workflow says, to test it (docs/reliability.md).
 """
 
 import os
@@ -20,6 +21,7 @@ from setuptools.errors import CompileError, LinkError
 CORE = "rmsfast/_core"
 CSRC = f"{CORE}/csrc"
 COVERAGE = os.environ.get("RMSFAST_COVERAGE") == "1"
+FREE_THREADED = os.environ.get("RMSFAST_FREE_THREADED") == "1"
 # The wide instruction sets of x86-64. A macOS build for two processors at once has the floor only.
 WIDE = get_platform().endswith(("x86_64", "amd64"))
 
@@ -148,9 +150,15 @@ setup(
     ext_modules=cythonize(
         modules,
         language_level=3,
-        build_dir=f"build/cython-{Cython.__version__}-numpy-{numpy.__version__}",  # whose C no other release takes
+        # No other release takes this one's C, and no build with the other answer about the GIL.
+        build_dir=f"build/cython-{Cython.__version__}-numpy-{numpy.__version__}{'-free-threaded' * FREE_THREADED}",
         emit_linenums=COVERAGE,
-        compiler_directives={"cdivision": True, "auto_pickle": False, "autotestdict": False},
+        compiler_directives={
+            "cdivision": True,
+            "auto_pickle": False,
+            "autotestdict": False,
+            "freethreading_compatible": FREE_THREADED,
+        },
     ),
     cmdclass={"build_ext": BuildExt},
 )

@@ -32,6 +32,26 @@ def test_a_front_without_state_looks_at_gradients_and_changes_nothing(rng):
     assert front.steps == 0
 
 
+def test_a_change_while_the_settings_are_read_is_read_by_the_next_step():
+    changed, held = steps.Flag(), {"lr": 0.5}
+    reads = []
+
+    def read(groups, taken):
+        settings = {**groups[0].settings(), **held}
+        if taken == 0:
+            changed.put([held], {"lr": 0.25})  # as another thread may, too late for this reader
+        reads.append(settings["lr"])
+        return False, [settings]
+
+    front = steps.ArrayFront(changed, read, None, None)
+    defaults = {name: setting.default for name, setting in SETTINGS.items()}
+    front.add_groups([as_group({"params": [np.zeros(3)]}, 0, 0, False, defaults, changed)], False)
+    for _ in range(3):
+        assert front.step([np.ones(3)], 1.0, False)
+    assert reads == [0.5, 0.25]
+    assert not changed.up
+
+
 def test_a_front_without_state_takes_no_step(rng):
     w = rng.standard_normal(5)
     front = front_without_state([w])

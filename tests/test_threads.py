@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import assert_same_bits
 
 import rmsfast
 from rmsfast import threads
@@ -42,6 +43,17 @@ def test_the_cores_are_counted_anew_when_the_number_is_set(monkeypatch):
         assert rmsfast.config()["num_threads"] == expected
     monkeypatch.setattr(threads, "usable_cores", lambda: 1)
     assert rmsfast.config()["num_threads"] == 3
+
+
+def test_a_new_count_that_is_asked_for_during_a_count_is_made(monkeypatch):
+    def count():
+        monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+        rmsfast.set_num_threads(3)  # as another thread may, where the affinity has changed
+        return 1
+
+    monkeypatch.setattr(threads, "usable_cores", count)
+    rmsfast.set_num_threads(3)
+    assert [usable_threads() for _ in range(3)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +110,20 @@ def test_the_default_is_found_at_the_first_question():
         check=True,
     )
     assert result.stdout == "7\n"
+
+
+def test_a_number_that_is_set_while_the_default_is_found_stays():
+    program = """
+import rmsfast
+from rmsfast import threads
+def find(most):
+    rmsfast.set_num_threads(3)      # as another thread may
+    return 7
+threads.default_num_threads = find
+print(rmsfast.get_num_threads(), rmsfast.get_num_threads())
+"""
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert result.stdout == "3 3\n", result.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")
@@ -449,6 +475,27 @@ def test_threads_that_step_change_settings_save_and_drop_arrays_at_once(tmp_path
     assert -0.5 * 4 * steps_each <= w[0] <= -0.25 * 4 * steps_each
 
 
+def test_updates_of_one_array_in_several_threads_at_once():
+    """Each has a plan of its own meanwhile: they are so large that they let other threads run."""
+    g = np.linspace(-1, 1, 100_000)
+    arrays = [(np.full_like(g, i), np.zeros_like(g)) for i in range(4)]
+
+    def updates(w, v):
+        for _ in range(30):
+            rmsfast.rmsprop_update(w, v, g, lr=0.5, num_threads=1)
+
+    workers = [threading.Thread(target=updates, args=each) for each in arrays]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    for i, (w, v) in enumerate(arrays):
+        alone = np.full_like(g, i), np.zeros_like(g)
+        updates(*alone)
+        assert_same_bits(w, alone[0])
+        assert_same_bits(v, alone[1])
+
+
 WAIT = """
 import os, signal, threading, time
 import numpy as np
@@ -620,6 +667,35 @@ in_a_child(lambda: lone_step(opt))
 end.set()
 thread.join()
 assert params[0].tobytes() == twin.tobytes()
+""",
+    "by a thread that steps in turn with others, as its children do": """
+begun, end, inside = threading.Event(), threading.Event(), []
+def schedule(step):
+    inside.append(step)
+    begun.set()
+    end.wait()
+    assert inside == [step], "two steps at once"
+    inside.remove(step)
+    return 0.5
+def steps():
+    for _ in range(5):
+        opt.step(ones)
+def steps_in_turn():
+    inside.clear()      # the parent's step is not here
+    end.set()
+    others = [threading.Thread(target=steps) for _ in range(4)]
+    for other in others: other.start()
+    for other in others: other.join()
+    return opt.steps == 20 and (w == w[0]).all() and abs(w[0] + 10) < 1e-9
+ones, w = np.ones(20_000), np.zeros(20_000)
+opt = rmsfast.RMSProp(w, lr=schedule, beta=0.0, eps=0.0)
+thread = threading.Thread(target=lambda: opt.step(ones), daemon=True)
+thread.start()
+begun.wait()
+in_a_child(steps_in_turn)
+end.set()
+thread.join()
+assert opt.steps == 1
 """,
     "from inside a step": """
 parent = os.getpid()

@@ -33,6 +33,7 @@ cdef class ArrayPlan(Plan):
     cdef int point(self) except -1
     cdef int take_values(self, list values) except -1
     cdef bint collect(self, grads) except -1
+    cdef bint collect_held(self, grads) except -1
     cdef bint take(self, Py_ssize_t i, PyObject *g) noexcept
     cdef int check_bound(self) except -1
     cdef bint check_erasable(self) except -1

@@ -9,6 +9,7 @@ from cpython.dict cimport PyDict_CheckExact, PyDict_Size
 from cpython.list cimport PyList_CheckExact
 from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_CheckExact
 from libc.math cimport INFINITY
 from libc.stdlib cimport qsort
@@ -33,6 +34,9 @@ import numpy as np
 from rmsfast._core.formats import layout, store_in
 from rmsfast._core.plan import STATE_NAMES
 
+
+cdef extern from "csrc/atomic.h" nogil:
+    void *rmsfast_atomic_swap(void **place, void *value)
 
 cdef extern from "Python.h":
     PyObject **PySequence_Fast_ITEMS(PyObject *sequence)
@@ -230,7 +234,8 @@ cdef class ArrayPlan(Plan):
     cdef int take_states(self, list states) except -1:
         """Work on these state arrays from now on, or raise and keep those from before."""
         self.find_spans(states, self.copies)
-        self.states = states
+        with cython.critical_section(self):     # for those that read them without the lock
+            self.states = states
         self.warm = False
         self.point()
         return 0
@@ -329,8 +334,13 @@ cdef class ArrayPlan(Plan):
     cdef bint collect(self, grads) except -1:
         """Take a reference to every gradient. False if `grads` has an uncommon form.
 
-        Looking up a name may run Python code. Nothing is read from any array here.
+        Looking up a name may run Python code. Nothing is read from any array here. Without a GIL, another thread could
+        drop what is found in the list or dict before there is a reference to it.
         """
+        with cython.critical_section(grads):
+            return self.collect_held(grads)
+
+    cdef bint collect_held(self, grads) except -1:
         cdef PyObject *g = <PyObject *>grads
         cdef PyObject **given = &g
         cdef Py_ssize_t i, found = 0
@@ -529,20 +539,33 @@ cdef class OneArray(Plan):
         return 0
 
 
-cdef OneArray spare = None
+cdef void *spare = NULL     # a plan that nobody uses, with a reference of its own
+
+
+cdef OneArray take_spare():
+    cdef void *found = rmsfast_atomic_swap(&spare, NULL)
+    if found == NULL:
+        return OneArray()
+    plan = <OneArray>found
+    Py_DECREF(plan)
+    return plan
+
+
+cdef void give_back(OneArray plan) noexcept:
+    cdef void *found
+    Py_INCREF(plan)
+    found = rmsfast_atomic_swap(&spare, <void *>plan)
+    if found != NULL:       # another thread's
+        Py_DECREF(<OneArray>found)
 
 
 def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not None,
            double lr, double beta, double eps, num_threads=None, rule=None):
     """Update w and v in place. A `rule`, called with them and g as flat arrays of real numbers, takes the kernel's
     place. See `rmsfast.rmsprop_update`."""
-    global spare
     cdef int most = most_threads(as_threads(num_threads))
     cdef rmsfast_settings *s
-    cdef OneArray plan = spare
-    spare = None    # nobody else takes it meanwhile
-    if plan is None:
-        plan = OneArray()
+    cdef OneArray plan = take_spare()
     try:
         plan.aim(w, v, g)
         if rule is not None:
@@ -559,4 +582,4 @@ def update(cnp.ndarray w not None, cnp.ndarray v not None, cnp.ndarray g not Non
         plan.update()
     finally:
         plan.let_go()
-        spare = plan
+        give_back(plan)

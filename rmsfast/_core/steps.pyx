@@ -21,6 +21,11 @@ from rmsfast._core.formats import layout
 from rmsfast._core.plan import STATE_NAMES
 
 
+cdef extern from "csrc/atomic.h" nogil:
+    size_t rmsfast_atomic_load(size_t *place)
+    size_t rmsfast_atomic_exchange(size_t *place, size_t value)
+
+
 cdef inline int verify(ArrayPlan plan) except -1:
     """Check everything, or raise."""
     return 0 if plan.check() == FINE else refuse(plan)
@@ -28,16 +33,34 @@ cdef inline int verify(ArrayPlan plan) except -1:
 
 @cython.final
 cdef class Flag:
-    """Raised by a parameter group whose settings changed, lowered by the front that reads them."""
-    cdef public bint up
+    """Raised by a parameter group whose settings changed, lowered by the front that reads them.
+
+    It is raised after the change and lowered before the settings are read, each in one operation that nothing passes. So a
+    change that a reader misses leaves the flag up for the next one, also without a GIL.
+    """
+    cdef size_t raised
+
+    cdef inline bint is_up(self) noexcept:
+        return rmsfast_atomic_load(&self.raised) != 0
+
+    cdef inline void turn(self, bint up) noexcept:
+        rmsfast_atomic_exchange(&self.raised, up)
+
+    @property
+    def up(self):
+        return self.is_up()
+
+    @up.setter
+    def up(self, bint up):
+        self.turn(up)
 
     def put(self, list held not None, dict settings not None):
-        """Change settings that groups hold, and raise the flag: here, where no signal and no other thread can come
-        between."""
+        """Change settings that groups hold, and raise the flag: here, where no signal can come between. Each group's
+        settings change in one operation."""
         cdef dict each
         for each in held:
             each.update(settings)
-        self.up = True
+        self.turn(True)
 
 
 @cython.final
@@ -98,7 +121,7 @@ cdef class ArrayFront:
         have the settings read again, because that thread may have been changing them."""
         if self.lock.acquire():
             self.plan.let_go()
-            self.changed.up = True
+            self.changed.turn(True)
         return 0
 
     def add_groups(self, list groups, bint single):
@@ -108,8 +131,9 @@ cdef class ArrayFront:
         try:
             plan = ArrayPlan(self.plan, groups, single)
             plan.learn_from(self.plan)
-            self.plan = plan
-            self.changed.up = True
+            with cython.critical_section(self):     # for those that read it without the lock
+                self.plan = plan
+            self.changed.turn(True)
         finally:
             self.lock.release()
 
@@ -141,7 +165,7 @@ cdef class ArrayFront:
             if copies is not None and len(copies) != len(self.plan.keys):
                 return False
             self.plan.take_copies(copies or [])
-            self.changed.up = True      # how numbers are rounded is said with the settings
+            self.changed.turn(True)     # how numbers are rounded is said with the settings
             return True
         finally:
             self.lock.release()
@@ -175,7 +199,7 @@ cdef class ArrayFront:
                 raise ValueError("origins: expected one for each parameter, beginning at a multiple of 64")
             plan.origins = origins
             plan.point()
-            self.changed.up = True      # how numbers are rounded is said with the settings
+            self.changed.turn(True)     # how numbers are rounded is said with the settings
         finally:
             self.lock.release()
 
@@ -213,12 +237,11 @@ cdef class ArrayFront:
             if self.away is not None:
                 self.refuse_averages("step")
             bound = grads is None and plan.bound is not None
-            if PyList_GET_SIZE(self.loans) > 0:
-                self.check_loans(bound)
+            self.check_loans(bound)
             if not plan.collect(plan.bound if bound else grads):
                 return False
             verify(plan)
-            if self.changed.up or self.scheduled:
+            if self.changed.is_up() or self.scheduled:
                 self.refresh()
                 verify(plan)       # again, because Python code ran
             if self.fresh:
@@ -256,21 +279,25 @@ cdef class ArrayFront:
 
     cdef int check_loans(self, bint bound) except -1:
         """Raise if memory of the parameters, or of gradients that are `bound`, was moved or freed by its owner."""
-        for loan in self.loans:
-            if bound or not loan.bound:
-                loan.check()
+        cdef list loans
+        with cython.critical_section(self):     # others may put another list there
+            loans = self.loans
+        if PyList_GET_SIZE(loans) > 0:
+            for loan in loans:
+                if bound or not loan.bound:
+                    loan.check()
         return 0
 
     cdef int refresh(self) except -1:
         """Read the settings of all groups, or raise and keep those from before."""
         if self.plan.stateless:
             raise RuntimeError("step: parameters without state, expected an optimizer that keeps some")
-        self.changed.up = False
+        self.changed.turn(False)
         try:
             self.scheduled, values = self.read_settings(self.plan.groups, self.steps)
             self.plan.take_values(values)
         except BaseException:
-            self.changed.up = True
+            self.changed.turn(True)
             raise
         return 0
 
@@ -314,12 +341,17 @@ cdef class ArrayFront:
 
         The arrays are views: what is done to such an array, but for its elements, does nothing to ours.
         """
-        cdef ArrayPlan plan = self.plan
+        cdef ArrayPlan plan
+        cdef list states
+        with cython.critical_section(self):     # this may be called without the lock
+            plan = self.plan
+        with cython.critical_section(plan):
+            states = plan.states
         return plan, [
             (
                 key,
                 plan.records[i].steps,
-                {name: a.view() for name, a in zip(STATE_NAMES, plan.states[i]) if a is not None},
+                {name: a.view() for name, a in zip(STATE_NAMES, states[i]) if a is not None},
             )
             for i, key in enumerate(plan.keys)
         ]

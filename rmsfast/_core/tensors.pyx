@@ -221,6 +221,10 @@ cdef class Seen:
 
     cpdef bint holds(self) noexcept:
         """Return whether it still has the same objects, in the same order."""
+        with cython.critical_section(self.mapping):     # without a GIL, others may change it meanwhile
+            return self.compare()
+
+    cdef bint compare(self) noexcept:
         cdef PyObject *key
         cdef PyObject *value
         cdef Py_ssize_t place = 0, k = 0
@@ -523,18 +527,17 @@ cdef class TensorPlan(Plan):
     cdef bint is_as_planned(self) noexcept:
         """Whether groups, parameters and state are the objects that they were, and each parameter with a gradient has
         the state that its settings ask for."""
-        cdef Py_ssize_t i = 0, g, k
-        cdef PyObject *params
-        if PyList_GET_SIZE(self.groups) != len(self.seen):
-            return False
-        for g in range(len(self.seen)):
-            if PyList_GET_ITEM(self.groups, g) != <PyObject *>(<Seen>self.seen[g]).mapping:
+        cdef Py_ssize_t i = 0, g, n
+        with cython.critical_section(self.groups):      # here and below: without a GIL, others may change it meanwhile
+            if not self.has_its_groups():
                 return False
-            params = PyList_GET_ITEM(self.lists, g)
-            for k in range(PyList_GET_SIZE(<object>params)):
-                if i == self.count or PyList_GET_ITEM(<object>params, k) != PyTuple_GET_ITEM(self.params, i):
-                    return False
-                i += 1
+        for g in range(len(self.seen)):
+            params = self.lists[g]
+            with cython.critical_section(params):
+                n = self.count_same(params, i)
+            if n < 0:
+                return False
+            i += n
         if i != self.count or not self.seen_state.holds():
             return False
         for i in range(self.count):
@@ -548,3 +551,23 @@ cdef class TensorPlan(Plan):
             if not (<Seen>PyList_GET_ITEM(self.seen_states, i)).holds():
                 return False
         return True
+
+    cdef bint has_its_groups(self) noexcept:
+        """Whether the list of groups holds the dicts that were seen."""
+        cdef Py_ssize_t g
+        if PyList_GET_SIZE(self.groups) != len(self.seen):
+            return False
+        for g in range(len(self.seen)):
+            if PyList_GET_ITEM(self.groups, g) != <PyObject *>(<Seen>self.seen[g]).mapping:
+                return False
+        return True
+
+    cdef Py_ssize_t count_same(self, params, Py_ssize_t i) noexcept:
+        """How many parameters a group's list has, which are those from the i-th on. -1 if it has others."""
+        cdef Py_ssize_t k, n = PyList_GET_SIZE(params)
+        if i + n > self.count:
+            return -1
+        for k in range(n):
+            if PyList_GET_ITEM(params, k) != PyTuple_GET_ITEM(self.params, i + k):
+                return -1
+        return n

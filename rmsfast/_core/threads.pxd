@@ -76,10 +76,9 @@ cdef double clock() noexcept nogil
 
 cdef class Lock:
     cdef PyThread_type_lock lock
-    cdef bint busy
-    cdef unsigned long owner            # while busy: the thread that holds the lock
-    cdef int forks                      # that had led to the process in which the lock was made
-    cdef int make(self) except -1
+    cdef size_t owner           # the thread that holds the lock, or 0. Who reads its own number here wrote it last
+    cdef size_t forks           # that had led to the process in which the lock was made
     cdef bint acquire(self) except -1
+    cdef bint renew(self, size_t me, size_t *left_behind) except -1
     cdef int wait(self) except -1
     cdef void release(self) noexcept

@@ -11,7 +11,7 @@ import os
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
-    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_get_thread_ident,
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_get_thread_ident,
     PyThread_release_lock, PyThread_type_lock,
 )
 from libc.string cimport memset
@@ -23,6 +23,10 @@ cdef extern from "csrc/system.h" nogil:
     bint rmsfast_prepare_fork()
     int rmsfast_last_team
     bint rmsfast_fork_is_safe
+
+cdef extern from "csrc/atomic.h" nogil:
+    size_t rmsfast_atomic_load(size_t *place)
+    void rmsfast_atomic_store(size_t *place, size_t value)
 
 cdef extern from *:
     """
@@ -47,6 +51,20 @@ cdef extern from *:
 include "policy.pxi"
 
 
+# ---- What all threads of the process share ----
+
+cdef PyThread_type_lock new_lock() except NULL:
+    cdef PyThread_type_lock lock = PyThread_allocate_lock()
+    if lock == NULL:
+        raise MemoryError("no memory for a lock")
+    return lock
+
+
+# Lets one thread at a time change what all share, also where there is no GIL. Who has it runs no Python code, and keeps the
+# GIL where there is one. So others wait for nanoseconds, and no fork falls in between.
+cdef PyThread_type_lock gate = new_lock()
+
+
 # ---- Limits: how many threads a step may use ----
 
 cdef Tuning tuning = Tuning(
@@ -61,7 +79,9 @@ cdef Tuning tuning = Tuning(
 cdef int MOST_THREADS = 1024
 cdef double SECONDS_TO_START = 1    # until threads are tried again, where the system had none left
 
+# Written behind the gate, but for `unlimited`, for which all threads find the same number. Read there, or as one word.
 cdef int default_threads = 0        # of `get_num_threads`; 0: not asked for yet
+cdef int recounts = 0               # of the cores, that somebody asked for
 cdef int unlimited = 0              # the runtime's own limit, where nobody has set another; 0: not asked for yet
 cdef double alone_until = 0         # on `clock`: there were no threads left
 cdef unsigned long team_owner = 0   # the Python thread that had the last team, or 0, …
@@ -98,9 +118,14 @@ def get_num_threads():
         process may use (CPU affinity, cgroup quota).
     """
     global default_threads
+    cdef int found
     if default_threads == 0:
         from rmsfast.threads import default_num_threads
-        default_threads = default_num_threads(MOST_THREADS)
+        found = default_num_threads(MOST_THREADS)
+        PyThread_acquire_lock(gate, WAIT_LOCK)
+        if default_threads == 0:    # nobody set it meanwhile
+            default_threads = found
+        PyThread_release_lock(gate)
     return default_threads
 
 
@@ -121,32 +146,48 @@ def set_num_threads(n):
     TypeError, ValueError
         If `n` is no integer, or out of range.
     """
-    global default_threads
+    global default_threads, recounts
+    cdef int count
     if n is None:
         raise TypeError(f"num_threads: None, expected an integer from 1 to {MOST_THREADS}")
-    default_threads = as_threads(n)
+    count = as_threads(n)
+    PyThread_acquire_lock(gate, WAIT_LOCK)
+    default_threads = count
     tuning.cores = 0
+    recounts += 1
+    PyThread_release_lock(gate)
+
+
+cdef int count_cores() except -1:
+    """The cores that this process may use. They are noted, unless somebody asked meanwhile to count them anew."""
+    cdef int asked = recounts, cores
+    from rmsfast.threads import usable_cores
+    cores = usable_cores()
+    PyThread_acquire_lock(gate, WAIT_LOCK)
+    if recounts == asked:
+        tuning.cores = cores
+    PyThread_release_lock(gate)
+    return cores
 
 
 cdef int most_threads(int wanted) except -1:
     """How many threads a call may use that wants so many, or 0 for the default."""
     cdef int most = wanted if wanted != 0 else default_threads if default_threads != 0 else get_num_threads()
+    cdef int cores
     if most == 1:
         return 1
-    if tuning.cores == 0:
-        from rmsfast.threads import usable_cores
-        tuning.cores = usable_cores()
-    return min(most, tuning.cores)
+    cores = tuning.cores        # once: another thread may ask for a new count
+    return min(most, cores if cores != 0 else count_cores())
 
 
 cdef int within_limit(int threads) noexcept:
     """No more of some threads than the limit that someone set for this thread with `omp_set_num_threads`: one that is
     lower than the runtime's own, which knows nothing of `set_num_threads`."""
     global unlimited
-    cdef int limit = omp_get_max_threads()
-    if unlimited == 0:
-        unlimited = rmsfast_own_limit()
-    return min(threads, limit) if limit < unlimited else threads
+    cdef int limit = omp_get_max_threads(), own = unlimited
+    if own == 0:
+        own = unlimited = rmsfast_own_limit()
+    return min(threads, limit) if limit < own else threads
 
 
 def usable_threads():
@@ -165,41 +206,55 @@ cdef int team_for(const Learned *learned, size_t length, int *most, int *kept) n
     `most` falls to the limit that someone set for this thread. `kept` is how many threads its last team had, of which
     the runtime keeps the threads.
     """
-    cdef unsigned long me
     cdef double now
     cdef int threads
     kept[0] = max(rmsfast_last_team, 1)
     if not HAS_OPENMP or most[0] == 1 or teams_were_lost:
         return 1
     most[0] = within_limit(most[0])
-    now = clock()
-    me = PyThread_get_thread_ident()
-    if now < alone_until or omp_in_parallel() or (team_owner != me and now < last_team + tuning.seconds_to_inherit):
+    if omp_in_parallel():
         return 1
     threads = most[0] if tuning.forced else decide(learned, length, most[0])
-    if threads == 1:
-        return 1
-    return threads if there_is_room(threads, now) else 1
+    now = clock()
+    return threads if threads > 1 and take_teams(now) and there_is_room(threads, now) else 1
+
+
+cdef bint take_teams(double now) noexcept:
+    """Whether the calling thread may have teams. Then, for a while, no other thread may."""
+    global team_owner, last_team
+    cdef unsigned long me = PyThread_get_thread_ident()
+    cdef bint free
+    PyThread_acquire_lock(gate, WAIT_LOCK)
+    free = now >= alone_until and (team_owner == me or now >= last_team + tuning.seconds_to_inherit)
+    if free:
+        team_owner = me
+        last_team = now
+    PyThread_release_lock(gate)
+    return free
 
 
 cdef bint there_is_room(int threads, double now) noexcept:
-    """Whether the system has the threads that a team of the calling thread needs. Then the teams are that thread's."""
-    global team_owner, last_team, alone_until, rmsfast_last_team
+    """Whether the system has the threads that a team of the calling thread needs."""
+    global alone_until, rmsfast_last_team
     if threads > rmsfast_last_team and not rmsfast_can_start(threads - max(rmsfast_last_team, 1)):
+        PyThread_acquire_lock(gate, WAIT_LOCK)
         alone_until = now + SECONDS_TO_START
+        PyThread_release_lock(gate)
         return False
     rmsfast_last_team = threads     # what a smaller team does not need, the runtime lets go
-    team_owner = PyThread_get_thread_ident()
-    last_team = now
     return True
 
 
 def _tune(**changes):
     """Change constants, and forget who had teams. Returns the constants from before. For tests."""
     global tuning, alone_until, last_team
+    cdef Tuning changed
     old = dict(tuning)
-    tuning = {**old, **changes}
+    changed = {**old, **changes}
+    PyThread_acquire_lock(gate, WAIT_LOCK)
+    tuning = changed
     alone_until = last_team = 0
+    PyThread_release_lock(gate)
     return old
 
 
@@ -214,7 +269,8 @@ def _team_size(length, wanted):
 
 # ---- Fork: a child process has, of all threads, the one that forked ----
 
-cdef int forks = 0                  # that led to this process
+# Written in a new process, which has one thread.
+cdef size_t forks = 0               # that led to this process
 cdef unsigned long survivor = 0     # the thread that came here by the last one
 cdef bint teams_were_lost = False   # in a fork that was not safe: steps stay on the calling thread
 
@@ -252,38 +308,47 @@ cdef class Lock:
     """Lets one thread at a time use an optimizer. Refuses a thread that comes back while it has it."""
 
     def __cinit__(self):
-        self.make()
+        self.lock = new_lock()
+        self.forks = forks
 
     def __dealloc__(self):
         if self.lock != NULL:
             PyThread_free_lock(self.lock)
 
-    cdef int make(self) except -1:
-        """Begin with a free lock. One that was there is left as it is: a fork can fall into the middle of its work."""
-        cdef PyThread_type_lock lock = PyThread_allocate_lock()
-        if lock == NULL:
-            raise MemoryError("no memory for a lock")
-        self.lock = lock
-        self.busy = False
-        self.forks = forks
-        return 0
-
     cdef bint acquire(self) except -1:
         """Returns whether a thread that a fork left behind had the lock, and what it was at remains as it was."""
-        cdef bint abandoned = False
-        if self.forks != forks:
-            if self.busy and self.owner == survivor:
-                self.forks = forks      # it has the lock still
-            else:
-                abandoned = self.busy
-                self.make()
+        cdef size_t me = PyThread_get_thread_ident(), left_behind
+        if rmsfast_atomic_load(&self.forks) != forks and self.renew(me, &left_behind):
+            return left_behind != 0
         if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
-            if self.busy and self.owner == PyThread_get_thread_ident():
+            if rmsfast_atomic_load(&self.owner) == me:
                 raise RuntimeError("the optimizer was called from inside one of its own calls")
             self.wait()
-        self.owner = PyThread_get_thread_ident()
-        self.busy = True
-        return abandoned
+        rmsfast_atomic_store(&self.owner, me)
+        return False
+
+    cdef bint renew(self, size_t me, size_t *left_behind) except -1:
+        """Begin with a new lock after a fork, unless its thread has the lock still, or another thread has begun.
+
+        Returns whether the calling thread has the lock now. `left_behind` is the thread that had it, or 0. The lock that was
+        there is left as it is: the fork can have fallen into the middle of its work.
+        """
+        cdef PyThread_type_lock lock = new_lock()
+        cdef bint taken = False
+        PyThread_acquire_lock(lock, NOWAIT_LOCK)
+        PyThread_acquire_lock(gate, WAIT_LOCK)
+        if self.forks != forks:
+            taken = self.owner == 0 or self.owner != survivor
+            if taken:
+                left_behind[0] = self.owner
+                self.lock = lock
+                rmsfast_atomic_store(&self.owner, me)
+            rmsfast_atomic_store(&self.forks, forks)
+        PyThread_release_lock(gate)
+        if not taken:
+            PyThread_release_lock(lock)
+            PyThread_free_lock(lock)
+        return taken
 
     cdef int wait(self) except -1:
         """Wait for the lock. A signal is handled meanwhile, and what its handler raises ends the wait."""
@@ -296,5 +361,5 @@ cdef class Lock:
             PyErr_CheckSignals()
 
     cdef void release(self) noexcept:
-        self.busy = False
+        rmsfast_atomic_store(&self.owner, 0)
         PyThread_release_lock(self.lock)
