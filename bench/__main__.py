@@ -19,7 +19,7 @@ import rmsfast
 from bench import report as reports
 from bench import scaling
 from bench.contenders import CASES, CONTENDERS, OURS, SLOW_TO_START, limit_threads
-from bench.measure import measure, versions
+from bench.measure import BOUND, measure, versions
 
 SIZES = [10**2, 10**3, 10**4, 10**5, 10**6, 10**7, 10**8]
 BYTES = {"float32": 4, "float64": 8}
@@ -40,9 +40,9 @@ def main() -> None:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(runs) * len(options.cases) + len(sizes))
 
-        def in_turn(worker, name, shapes, dtype, threads, peers=options.peers):
+        def in_turn(worker, name, shapes, dtype, threads, peers=options.peers, bounded=False):
             progress.update(task, description=f"{name}, {dtype}, {threads} threads")
-            times = worker.submit(measure, shapes, dtype, threads, peers, options.seconds).result()
+            times = worker.submit(measure, shapes, dtype, threads, peers, options.seconds, bounded).result()
             progress.advance(task)
             return times
 
@@ -57,8 +57,9 @@ def main() -> None:
                     points = []
                     for n in sizes:
                         peers = options.peers if fits(n, len(options.peers)) else [OURS]
-                        times, unrest = in_turn(worker, f"{n:,}", [(n,)], dtype, threads, peers)
-                        points.append({"size": n, "seconds": times, "unrest": unrest})
+                        times, unrest = in_turn(worker, f"{n:,}", [(n,)], dtype, threads, peers, bounded=True)
+                        bound = {BOUND: times.pop(BOUND)} if BOUND in times else {}
+                        points.append({"size": n, "seconds": times, "unrest": unrest, **bound})
                     report["roofline"] = {"dtype": dtype, "threads": threads, "points": points}
     busy = reports.busy(report)
     if options.publish and not busy:
