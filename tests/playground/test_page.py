@@ -16,9 +16,7 @@ from playground.pages import FOLDER
 
 import rmsfast
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason='Playwright is not installed: pip install ".[playground]"'
-)
+playwright = pytest.importorskip("playwright.sync_api", reason='Playwright is not installed: pip install ".[playground]"')
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 pytestmark = [
     pytest.mark.skipif(not FOLDER.is_dir(), reason="docs/playground is not here"),
