@@ -98,9 +98,40 @@ def formats_found():
     return {"1x16M": run, "1x16k": {**run, "size": 1 << 14, "threads": 1}}
 
 
+def ranks_found():
+    seconds = {"sharded": 1.1, "plain": 1.5, "collectives": 0.8, "python": 0.05}
+    seconds |= {"update of a part": 0.2, "update of all": 0.4, "one process": 0.3}
+    return [
+        {
+            "place": place,
+            "ranks": ranks,
+            "link": [2e-5, 2e-10 * scale],
+            "points": [
+                {"size": n, "seconds": {k: v * 2e-9 * scale * n for k, v in seconds.items()}}
+                for n in (10**4, 10**6, 10**7)
+            ],
+        }
+        for place, ranks, scale in (("memory", 2, 1), ("4gbit", 2, 9), ("1gbit", 4, 50))
+    ]
+
+
+def formats_trained():
+    """Two formats of three tasks end farther from float32 than the seeds are from each other."""
+    training = pytest.importorskip("bench.training")
+    steps = np.linspace(0, 1, 400)
+    return [*training.FORMATS, *training.OTHERS], {
+        task: {
+            name: [list((np.exp(-5 * steps) + 0.3 + off * steps) * seed) for seed in (0.8, 1.0, 1.2)]
+            for off, name in [(name.endswith("nearest"), name) for name in (*training.FORMATS, *training.OTHERS)]
+        }
+        for task in training.TASKS
+    }
+
+
 def pictures():
     """Return every picture of made-up figures, by name."""
-    looks = pytest.importorskip("bench.looks")
+    looks, mpi = pytest.importorskip("bench.looks"), pytest.importorskip("bench.mpi")
+    names, trained = formats_trained()
     with looks.styled():
         few = {"speedup, one peer": reports.draw_speedup(made_up(PEERS[:1]))}
         report = made_up()
@@ -109,6 +140,8 @@ def pictures():
             "roofline": reports.draw_roofline(report["roofline"]),
             "scaling": reports.scaling.draw(report["scaling"]),
             "formats": pytest.importorskip("bench.formats").draw(formats_found()),
+            "formats_training": pytest.importorskip("bench.training").draw(trained, names),
+            "distributed": mpi.draw(ranks_found(), 5e-10),
             **few,
         }
 
@@ -206,6 +239,18 @@ def test_the_roofline_shades_what_no_step_reaches():
         figure.get_suptitle()
         == "On 100 million elements, a step of rmsfast takes 1.20 times as long as moving its bytes"
     )
+
+
+def test_the_picture_of_trainings_names_those_that_are_off():
+    training = pytest.importorskip("bench.training")
+    names, found = formats_trained()
+    assert training.off_spread(found, names) == ["bfloat16, nearest", "8-bit v, nearest"]
+    assert training.message(found, names).endswith("but for: bfloat16, nearest; 8-bit v, nearest")
+    for name in names[1:]:
+        found["digits"][name] = [[2 * loss for loss in losses] for losses in found["digits"][name]]
+    assert training.message(found, names) == "0 of 8 formats end within the spread of float32's seeds"
+    same = {task: dict.fromkeys(names, runs["float32"]) for task, runs in found.items()}
+    assert training.message(same, names) == "Every format ends within the spread of float32's seeds"
 
 
 def test_the_loops_of_a_bound_change_nothing():
