@@ -34,7 +34,7 @@ def main() -> None:
             console.print(f"written: {path}", highlight=False)
         return
     runs = [(dtype, threads) for threads in options.threads for dtype in options.dtypes]
-    sizes = [] if options.no_roofline else [size for size in SIZES if fits(size, 1)]
+    sizes = [] if options.no_roofline else [size for size in options.sizes if fits(size, 1)]
     report = {"machine": describe(options.peers), "runs": [], "roofline": {}}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -91,7 +91,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtypes", "--dtype", default="float32,float64", help="comma-separated (default: %(default)s)")
     parser.add_argument("--threads", default=f"{every},1", help="comma-separated (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="for each case, about (default: %(default)s)")
-    parser.add_argument("--no-roofline", action="store_true", help="leave out the sizes from 10² to 10⁸")
+    every_size = ",".join(map(str, SIZES))
+    parser.add_argument(
+        "--sizes", type=counts, default=every_size, help="of the roofline, comma-separated (default: %(default)s)"
+    )
+    parser.add_argument("--no-roofline", action="store_true", help="leave out the sizes")
     parser.add_argument("--output", type=Path, default=Path("bench-report"), help="folder (default: %(default)s)")
     parser.add_argument("--publish", action="store_true", help="also measure scaling, and renew README.md and docs/")
     parser.add_argument(
@@ -114,6 +118,14 @@ def parse() -> argparse.Namespace:
     options.dtypes = chosen(parser, "--dtypes", options.dtypes, BYTES)
     options.threads = list(dict.fromkeys(int(threads) for threads in options.threads.split(",")))
     return options
+
+
+def counts(text: str) -> list[int]:
+    """Return different numbers in order, of a text with commas between them."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers from 1, with commas between them")
+    return sorted({int(part) for part in parts})
 
 
 def chosen(parser: argparse.ArgumentParser, option: str, text: str, known) -> list[str]:
