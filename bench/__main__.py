@@ -19,7 +19,7 @@ import rmsfast
 from bench import report as reports
 from bench import scaling
 from bench.contenders import CASES, CONTENDERS, OURS, SLOW_TO_START, limit_threads
-from bench.measure import measure, versions
+from bench.measure import BOUND, measure, versions
 
 SIZES = [10**2, 10**3, 10**4, 10**5, 10**6, 10**7, 10**8]
 BYTES = {"float32": 4, "float64": 8}
@@ -34,15 +34,15 @@ def main() -> None:
             console.print(f"written: {path}", highlight=False)
         return
     runs = [(dtype, threads) for threads in options.threads for dtype in options.dtypes]
-    sizes = [] if options.no_roofline else [size for size in SIZES if fits(size, 1)]
+    sizes = [] if options.no_roofline else [size for size in options.sizes if fits(size, 1)]
     report = {"machine": describe(options.peers), "runs": [], "roofline": {}}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(runs) * len(options.cases) + len(sizes))
 
-        def in_turn(worker, name, shapes, dtype, threads, peers=options.peers):
+        def in_turn(worker, name, shapes, dtype, threads, peers=options.peers, bounded=False):
             progress.update(task, description=f"{name}, {dtype}, {threads} threads")
-            times = worker.submit(measure, shapes, dtype, threads, peers, options.seconds).result()
+            times = worker.submit(measure, shapes, dtype, threads, peers, options.seconds, bounded).result()
             progress.advance(task)
             return times
 
@@ -57,8 +57,9 @@ def main() -> None:
                     points = []
                     for n in sizes:
                         peers = options.peers if fits(n, len(options.peers)) else [OURS]
-                        times, unrest = in_turn(worker, f"{n:,}", [(n,)], dtype, threads, peers)
-                        points.append({"size": n, "seconds": times, "unrest": unrest})
+                        times, unrest = in_turn(worker, f"{n:,}", [(n,)], dtype, threads, peers, bounded=True)
+                        bound = {BOUND: times.pop(BOUND)} if BOUND in times else {}
+                        points.append({"size": n, "seconds": times, "unrest": unrest, **bound})
                     report["roofline"] = {"dtype": dtype, "threads": threads, "points": points}
     busy = reports.busy(report)
     if options.publish and not busy:
@@ -90,7 +91,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtypes", "--dtype", default="float32,float64", help="comma-separated (default: %(default)s)")
     parser.add_argument("--threads", default=f"{every},1", help="comma-separated (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="for each case, about (default: %(default)s)")
-    parser.add_argument("--no-roofline", action="store_true", help="leave out the sizes from 10² to 10⁸")
+    every_size = ",".join(map(str, SIZES))
+    parser.add_argument(
+        "--sizes", type=counts, default=every_size, help="of the roofline, comma-separated (default: %(default)s)"
+    )
+    parser.add_argument("--no-roofline", action="store_true", help="leave out the sizes")
     parser.add_argument("--output", type=Path, default=Path("bench-report"), help="folder (default: %(default)s)")
     parser.add_argument("--publish", action="store_true", help="also measure scaling, and renew README.md and docs/")
     parser.add_argument(
@@ -113,6 +118,14 @@ def parse() -> argparse.Namespace:
     options.dtypes = chosen(parser, "--dtypes", options.dtypes, BYTES)
     options.threads = list(dict.fromkeys(int(threads) for threads in options.threads.split(",")))
     return options
+
+
+def counts(text: str) -> list[int]:
+    """Return different numbers in order, of a text with commas between them."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers from 1, with commas between them")
+    return sorted({int(part) for part in parts})
 
 
 def chosen(parser: argparse.ArgumentParser, option: str, text: str, known) -> list[str]:

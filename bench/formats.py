@@ -181,39 +181,55 @@ def markdown_of(case: str, run: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def draw(report: dict, path: Path) -> None:
-    """Points for the first two cases: bytes kept against time. The title is what the first case says."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def draw(report: dict):
+    """One row for each format: the bytes that it keeps, and its time in the first two cases."""
+    from bench import looks
 
     shown = dict(list(report.items())[:2])
-    figure, panels = plt.subplots(1, len(shown), figsize=(8 * len(shown), 6), layout="constrained", squeeze=False)
-    for axes, (case, run) in zip(panels.flat, shown.items(), strict=True):
-        points = sorted(run["found"].items(), key=lambda item: not item[1]["ours"])
-        for k, (name, one) in enumerate(points):
-            nanoseconds = one["seconds"] / run["size"] * 1e9
-            marker = "o" if one["ours"] else "s"
-            axes.scatter(one["kept"], nanoseconds, s=70, marker=marker, color=f"C{k % 10}", label=name, zorder=3)
-        axes.set(yscale="log", xlim=(0, None), xlabel="bytes kept for a parameter, its state included")
-        axes.set(title=title(case, run), ylabel="ns an element")
-        axes.grid(alpha=0.3, which="both")
-    panels[0, -1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(message(next(iter(report.values()))["found"]))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    found = next(iter(shown.values()))["found"]
+    names = sorted(found, key=lambda name: (not found[name]["ours"], -found[name]["kept"]))  # rmsfast's, then others'
+    figure = looks.picture(1.3 + 0.21 * len(names))
+    bars, *panels = figure.subplots(1, 1 + len(shown), sharey=True, width_ratios=[1, *[1.7] * len(shown)])
+    for row, name in enumerate(names):
+        kept = found[name]["kept"]
+        bars.barh(row, kept, 0.6, color=looks.colour_of(name if not found[name]["ours"] else "rmsfast"))
+        bars.annotate(f"{kept:.3g}", (kept, row), (3, 0), textcoords="offset points", va="center", size=8)
+    bars.set(xlim=(0, 13), xticks=[], yticks=range(len(names)), yticklabels=names)
+    bars.set_title("Bytes kept for\na parameter")
+    bars.invert_yaxis()
+    for label, name in zip(bars.get_yticklabels(), names, strict=True):
+        label.set(weight="bold" if name == PLAIN else "normal")
+    for axes, (case, run) in zip(panels, shown.items(), strict=True):
+        times = {name: run["found"][name]["seconds"] / run["size"] * 1e9 for name in names}
+        axes.axvline(times[PLAIN], color=looks.FAINT, linewidth=0.8, zorder=0)
+        for row, name in enumerate(names):
+            ours = found[name]["ours"]
+            marker, colour = ("o", looks.OURS) if ours else ("D", looks.colour_of(name))
+            axes.plot(times[name], row, marker, color=colour, markersize=6)
+            text = f"{times[name]:#.2g}".rstrip(".")
+            white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the gray line ends there
+            axes.annotate(text, (times[name], row), (6, 0), textcoords="offset points", va="center", size=8, bbox=white)
+        axes.set(xscale="log", xlim=(min(times.values()) / 1.2, max(times.values()) * 2), xlabel="ns an element")
+        axes.set_title(f"{run['size']:,} elements,\n{title(case, run).partition(', ')[2]}")
+        axes.axhline(sum(found[name]["ours"] for name in names) - 0.5, color=looks.SHADE, linewidth=0.8)
+        looks.plain_numbers(axes.xaxis, subs=(1, 2, 5))
+        axes.tick_params(left=False)
+    bars.tick_params(left=False)
+    bars.spines["bottom"].set_visible(False)
+    figure.suptitle(message(next(iter(shown.values()))))
+    return figure
 
 
-def message(found: dict) -> str:
+def message(run: dict) -> str:
     """Say what the format with the fewest bytes of all that are faster than float32 keeps and gains."""
-    plain = found[PLAIN]
-    faster = [one for one in found.values() if one["ours"] and one["seconds"] < plain["seconds"]]
+    found = run["found"]
+    faster = [one for one in found.values() if one["ours"] and one["seconds"] < found[PLAIN]["seconds"]]
+    where = f"On {run['size']:,} elements, "
     if not faster:
-        return "Fewer bytes a parameter take as long as float32, or longer"
+        return f"{where}fewer bytes a parameter take as long as float32, or longer"
     least = min(faster, key=lambda one: one["kept"])
-    gain = plain["seconds"] / least["seconds"]
-    return f"{least['kept']:.3g} bytes a parameter in the place of {plain['kept']:.3g}, and {gain:.1f} times as fast"
+    gain = found[PLAIN]["seconds"] / least["seconds"]
+    return f"{where}{least['kept']:.3g} bytes a parameter are {gain:.2g} times as fast as {found[PLAIN]['kept']:.3g}"
 
 
 def main() -> None:
@@ -241,11 +257,15 @@ def main() -> None:
     if busy := [case for case, run in report.items() if run["unrest"] > BUSY]:
         console.print(f"the machine was busy in {' and '.join(busy)}: no picture is drawn of that")
         return
+    from bench import looks
+
     picture = DOCS / "formats.png" if options.publish else options.output
-    draw(report, picture)
+    with looks.styled():
+        looks.save(draw(report), picture, "circles: rmsfast; diamonds: others; the gray line: rmsfast in float32")
     if options.publish:
         tables = "\n".join(markdown_of(case, run) for case, run in report.items())
-        machine = f"({cpu_name()}, {rmsfast.config()['isa']}.)\n\n![Time against bytes]({picture.name})\n"
+        image = f"![What each format keeps, and how long its step takes]({picture.name})"
+        machine = f"({cpu_name()}, {rmsfast.config()['isa']}.)\n\n{image}\n"
         put(DOCS / "formats.md", "python -m bench.formats", f"{tables}\n{machine}")
     console.print(f"picture: {picture}")
 

@@ -1,5 +1,5 @@
 /* Loops to hold a step against: its memory traffic with almost no arithmetic, and the same with one square root and one
-   quotient for each element, the root by the divider or by FMA. bench/limits.py compiles this for the machine that it runs
+   quotient for each element, the root by the divider or by FMA; and a bound. bench/limits.py compiles this for the machine that it runs
    on. */
 #include <math.h>
 #include <stddef.h>
@@ -55,3 +55,21 @@ THREADED(divider_float64, double, ELEMENTS({ v[i] = v[i] + g[i]; w[i] = w[i] - g
 THREADED(fma_float32, float, PACKS(float32))
 THREADED(fma_float64, double, PACKS(float64))
 #endif
+
+/* Below what any step takes: w and v are read and written many times over, with neither g nor a root or quotient, nor a
+   return to Python, nor threads that wait for each other. `zero` is 0, which the compiler does not know, so that nothing
+   changes and nothing is left out. */
+#define BOUND(name, type)                                                                                              \
+    static void __attribute__((noinline)) touch_##name(type *restrict w, type *restrict v, ptrdiff_t n, type zero)     \
+        ELEMENTS({ w[i] = w[i] + zero; v[i] = v[i] + zero; })                                                          \
+    void bound_##name(type *w, type *v, ptrdiff_t n, int threads, ptrdiff_t passes, type zero)                         \
+    {                                                                                                                  \
+        _Pragma("omp parallel for num_threads(threads) schedule(static, 1)") for (int t = 0; t < threads; t++)         \
+        {                                                                                                              \
+            ptrdiff_t start = n * t / threads / 16 * 16, stop = t == threads - 1 ? n : n * (t + 1) / threads / 16 * 16; \
+            for (ptrdiff_t pass = 0; pass < passes; pass++)                                                            \
+                touch_##name(w + start, v + start, stop - start, zero);                                                \
+        }                                                                                                              \
+    }
+BOUND(float32, float)
+BOUND(float64, double)

@@ -1,7 +1,8 @@
 """Loops of limits.c, compiled for this machine, as contenders: what a step is made of, and nothing else.
 
 The copy loop moves a step's bytes; the divider loop and the FMA loop compute a root and a quotient besides. None is a
-limit: rmsfast can beat the latter two with the divider and the multipliers at work at the same time. Where memory
+limit: rmsfast can beat the latter two with the divider and the multipliers at work at the same time, and the first with
+a shorter call. `bounds` make one: they do a part of what each step must do, without the calls. Where memory
 happens to lie makes a difference of some percent, so that a loop on one array uses rmsfast's own. Many arrays count as
 one with as many elements.
 """
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ import numpy as np
 import rmsfast
 from bench.contenders import Arrays
 
-LOOPS = {"copy loop": "copy", "divider loop": "divider", "FMA loop": "fma"}
+COPY = "copy loop"
+LOOPS = {COPY: "copy", "divider loop": "divider", "FMA loop": "fma"}
 
 FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
 SHARED = ["-shared", "-fPIC"]
@@ -67,3 +69,31 @@ def loop(kind: str) -> Callable[[Arrays, int], Callable[[], None]]:
 def loops() -> dict[str, Callable[[Arrays, int], Callable[[], None]]]:
     """Return the loops that this machine can run, by name."""
     return {name: loop(kind) for name, kind in LOOPS.items() if hasattr(library(), f"{kind}_float32")}
+
+
+def bounds(arrays: Arrays, threads: int) -> list[tuple[Callable[[], None], float]]:
+    """Return functions that read and write w and v, each with what to divide its time by: no step can take less than
+    the least of them.
+
+    Each goes over one parameter many times in a call, with a team of its own. A parameter that is small has one thread,
+    whose time counts as if all shared it. There are none where the loops cannot be compiled.
+    """
+    w, v = (part[0].reshape(-1) for part in arrays[:2])
+    if library() is None:
+        return []
+    number = {"float32": ctypes.c_float, "float64": ctypes.c_double}[w.dtype.name]
+    function = getattr(library(), f"bound_{w.dtype}")
+    passes = max(1, 200_000 // w.size)
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (w, v)]
+
+    def touch(team, keep=(w, v)):
+        function(*pointers, ctypes.c_ssize_t(w.size), team, ctypes.c_ssize_t(passes), number(0))
+
+    if w.size < WORTH_THREADS:
+        return [(partial(touch, 1), passes * threads)]
+    return [(partial(touch, team), passes) for team in teams(threads)]
+
+
+def teams(threads: int) -> list[int]:
+    """Return the numbers of threads to try: 1, 2, 4, and so on, and all."""
+    return sorted({*(2**k for k in range(threads.bit_length())), threads})

@@ -5,14 +5,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from bench.contenders import CONTENDERS, OURS, SLOW_TO_START, make_arrays
-from bench.limits import loops
+from bench.limits import bounds, loops
 from bench.timing import rounds, unrest
 
+BOUND = "bound"
 
-def measure(shapes, dtype: str, threads: int, names: Iterable[str], seconds: float) -> tuple[dict[str, float], float]:
+
+def measure(
+    shapes, dtype: str, threads: int, names: Iterable[str], seconds: float, bounded: bool = False
+) -> tuple[dict[str, float], float]:
     """Return each contender's least time for a step, in seconds, and how restless the machine was (`unrest`).
 
-    Contenders that are not installed or too slow have none.
+    Contenders that are not installed or too slow have none. With `bounded`, BOUND is less than a step on the one array
+    can take.
     """
     arrays, steps = {}, {}
     for name in names:
@@ -32,8 +37,13 @@ def measure(shapes, dtype: str, threads: int, names: Iterable[str], seconds: flo
                 raise AssertionError(f"{name}: another result than {OURS}")
     for name, make in loops().items():
         steps[name] = make(arrays[OURS], threads)
+    lower = bounds(arrays[OURS], threads) if bounded else []
+    steps |= {f"{BOUND} {k}": step for k, (step, _) in enumerate(lower)}
     times = rounds(steps, seconds)
-    return {name: min(each) for name, each in times.items()}, unrest(times)
+    least = {name: min(each) for name, each in times.items()}
+    if lower:
+        least[BOUND] = min(least.pop(f"{BOUND} {k}") / divisor for k, (_, divisor) in enumerate(lower))
+    return least, unrest(times)
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

@@ -16,10 +16,12 @@ from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
 
-from bench import hosts, mpi_model
+from bench import hosts, looks, mpi_model
 from bench.__main__ import cpu_name
 from bench.mpi_model import Cost, Link, memory, step
 from bench.pages import DOCS, put
@@ -229,42 +231,72 @@ def show(console: Console, rows: list[list[str]]) -> None:
     console.print(table)
 
 
-def draw(runs: list[dict[str, Any]], update: float, path: Path) -> None:
-    import matplotlib
+def worst_of(runs: list[dict[str, Any]]) -> float:
+    """How far the model is from the sharded steps, at most, from LARGE parameters on."""
+    return max(
+        abs(predicted(run, point, True) / point["seconds"]["sharded"] - 1)
+        for run in runs
+        for point in run["points"]
+        if point["size"] >= LARGE
+    )
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4.8), layout="constrained")
-    for run, color in zip(runs, ("tab:green", "tab:purple", "tab:brown"), strict=False):
-        sizes = [p["size"] for p in run["points"]]
+PLACES = ("#009e73", "#cc79a7", "#d55e00")  # a colour for each; neither is that of sharded or plain steps
+
+
+def draw(runs: list[dict[str, Any]], update: float) -> Figure:
+    """Draw what was measured beside the model, and what the model says of larger clusters; each title says it."""
+    figure = looks.picture(4)
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1.25, 1, 1])
+    ends = []
+    for run, color in zip(runs, PLACES, strict=False):
+        sizes = [p["size"] / 1e6 for p in run["points"]]
         for name, sharded, marker, style in (("sharded", True, "o", "-"), ("plain", False, "x", "--")):
-            left.plot(sizes, [p["seconds"][name] * 1e3 for p in run["points"]], marker, color=color)
+            measured = [p["seconds"][name] * 1e3 for p in run["points"]]
+            left.plot(sizes, measured, marker, color=color, markersize=5)
             left.plot(sizes, [predicted(run, p, sharded) * 1e3 for p in run["points"]], style, color=color, linewidth=1)
-        left.plot([], [], "s", color=color, label=named(run))
-    left.set(xscale="log", yscale="log", xlabel="parameters", ylabel="ms a step", title="Measured, and by the model")
-    left.legend()
+            ends.append(measured[0])
+    left.set(xscale="log", yscale="log", xlabel="million parameters", ylabel="ms a step")
+    left.set_title(f"From {LARGE:,} parameters,\nthe model is within {worst_of(runs):.0%}")
+    left.set_ylim(min(ends) / 2, left.get_ylim()[1] * 20)  # with room for the names
+    for k, (run, color) in enumerate(zip(runs, PLACES, strict=False)):
+        left.annotate(named(run), (0.03, 0.96 - 0.065 * k), xycoords="axes fraction", va="top", color=color, size=8)
+    looks.plain_numbers(left.xaxis, left.yaxis)
+    left.minorticks_off()
+
     ranks = np.unique(np.geomspace(8, 4096, 40).astype(int))
-    for parameters, color in zip(MODELS, ("tab:blue", "tab:orange", "tab:red"), strict=True):
-        for sharded, style in ((True, "-"), (False, "--")):
+    for sharded, style, color in ((True, "-", looks.OURS), (False, "--", looks.TEXT)):
+        for parameters in MODELS:
             costs: list[Cost] = [step(parameters, int(n), FAST, update, sharded) for n in ranks]
             middle.plot(ranks, [c.seconds for c in costs], style, color=color)
             right.plot(ranks, [memory(parameters, int(n), sharded) / 1e9 for n in ranks], style, color=color)
-        for axes, y in ((middle, costs[0].seconds), (right, memory(parameters, 8, False) / 1e9)):
-            axes.annotate(f"$10^{{{len(str(parameters)) - 1}}}$ parameters", (8, y * 1.07), color=color)
+            if not sharded:
+                for axes, y in ((middle, costs[0].seconds), (right, memory(parameters, 8, False) / 1e9)):
+                    words = f"{looks.plain(parameters)} parameters"
+                    axes.annotate(words, (8, y), (0, 4), textcoords="offset points", size=8)
     for axes in (middle, right):
         axes.set(xscale="log", yscale="log", xlabel="ranks")
-        axes.set_xticks([8, 64, 512, 4096], ["8", "64", "512", "4096"])
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.8)
+        looks.plain_numbers(axes.yaxis)
+        axes.set_xticks([8, 64, 512, 4096], ["8", "64", "512", "4,096"])
         axes.minorticks_off()
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.5)
-    middle.set(ylabel="s a step", title="Predicted: 100 Gbit/s, 5 µs a message")
-    right.set(ylabel="GB a rank", title="Memory of a rank")
+    times = [[step(MODELS[-1], n, FAST, update, sharded).seconds for n in RANKS] for sharded in (True, False)]
+    shares = [one / other for one, other in zip(*times, strict=True)]
+    middle.set(ylabel="s a step")
+    middle.set_title(f"A sharded step takes {min(shares):.0%}\nto {max(shares):.0%} of the other's time")
+    share = memory(MODELS[-1], RANKS[-1], True) / memory(MODELS[-1], RANKS[-1], False)
+    right.set(ylabel="GB a rank")
+    right.set_title(f"It needs {share:.0%}\nof the memory")
     handles = [
-        plt.Line2D([], [], color="black", linestyle=style, marker=marker, label=label)
-        for style, marker, label in (("-", "o", "sharded"), ("--", "x", "plain all-reduce, whole update"))
+        Line2D([], [], color=color, linestyle=style, marker=marker, label=label, markersize=5)
+        for style, marker, color, label in (
+            ("-", "o", looks.OURS, "sharded"),
+            ("--", "x", looks.TEXT, "plain all-reduce, whole update"),
+        )
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=110)
+    figure.suptitle("Sharded, many ranks take less time and less memory than by plain all-reduce")
+    return figure
 
 
 def parse() -> argparse.Namespace:
@@ -303,13 +335,7 @@ def main() -> None:
         f"of one process with all cores {seconds['one process'] * 1e3:.1f} ms. So the step took {ratio:.2f} times as "
         "long as the collectives and half of that."
     )
-    errors = [
-        abs(predicted(run, p, True) / p["seconds"]["sharded"] - 1)
-        for run in runs
-        for p in run["points"]
-        if p["size"] >= LARGE
-    ]
-    figure += f" From {LARGE:,} parameters on, the model was within {max(errors):.0%} of the sharded steps."
+    figure += f" From {LARGE:,} parameters on, the model was within {worst_of(runs):.0%} of the sharded steps."
     console.print(figure)
     if report["load"] > report["cores"] / 2:
         busy = (
@@ -320,7 +346,11 @@ def main() -> None:
     if options.report:
         options.report.write_text(json.dumps(report, indent=1))
     picture = DOCS / "distributed.png" if options.publish else options.output
-    draw(runs, update, picture)
+    with looks.styled():
+        note = (
+            "middle and right: by the model, with links of 100 Gbit/s and 5 µs a message, which are taken, not measured"
+        )
+        looks.save(draw(runs, update), picture, note)
     console.print(f"written: {picture}")
     if options.publish:
         where = f"On {report['cpu']}, {report['cores']} cores, {runs[0]['mpi']}:"

@@ -1,6 +1,7 @@
 """What the measurements look like: a table on the screen, JSON, Markdown, pictures, and the README's table."""
 
 import json
+import math
 import textwrap
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from bench import scaling
 from bench.contenders import CASES, OURS
-from bench.limits import LOOPS
+from bench.limits import COPY, LOOPS
 from bench.pages import put
 from bench.timing import BUSY
 
@@ -143,20 +144,19 @@ def write(report: dict, folder: Path) -> list[Path]:
 
 def draw(report: dict, folder: Path) -> list[Path]:
     """Draw what the report has into a folder; return the pictures' paths."""
-    import matplotlib
+    from bench import looks
 
-    matplotlib.use("Agg")
-    paths = []
-    if len(busy_cases(report["runs"][0])) < len(report["runs"][0]["seconds"]):
-        paths.append(folder / "speedup.png")
-        draw_speedup(report, paths[-1])
-    for part, function in ("roofline", draw_roofline), ("scaling", scaling.draw):
-        if part == "roofline" and all(map(is_busy, report.get("roofline", {}).get("points", []))):
-            continue
-        if report.get(part):
-            paths.append(folder / f"{part}.png")
-            function(report if part == "roofline" else report[part], paths[-1])
-    return paths
+    drawn = {}
+    with looks.styled():
+        if shown(report["runs"][0]):
+            drawn["speedup"] = draw_speedup(report)
+        if any(not is_busy(point) for point in report.get("roofline", {}).get("points", [])):
+            drawn["roofline"] = draw_roofline(report["roofline"])
+        if report.get("scaling"):
+            drawn["scaling"] = scaling.draw(report["scaling"])
+        for name, figure in drawn.items():
+            looks.save(figure, folder / f"{name}.png", "\n".join(textwrap.wrap(machine(report), 150)))
+    return [folder / f"{name}.png" for name in drawn]
 
 
 def publish(report: dict, checkout: Path) -> list[Path]:
@@ -168,72 +168,141 @@ def publish(report: dict, checkout: Path) -> list[Path]:
     return [readme, page, *draw(report, checkout / "docs")]
 
 
-def draw_speedup(report: dict, path: Path) -> None:
-    """Bars: how many times as long as rmsfast each peer takes, by case, in the first run."""
-    import matplotlib.pyplot as plt
-    import numpy as np
+# ---- How much faster: bars ----
+
+SHOWN = ["1x1k", "mlp6", "1x16M"]  # little to do for each call, a network, and more than a cache holds
+
+
+def shown(run: dict) -> list[str]:
+    """Return the cases of the picture: three, during which the machine was not busy."""
+    quiet = [case for case in run["seconds"] if not is_busy(run, case)]
+    return [case for case in SHOWN if case in quiet] or quiet[:3]
+
+
+def peers_of(times: dict[str, float]) -> dict[str, float]:
+    """Return how many times as long as rmsfast each peer takes; the loops are none."""
+    return {name: time / times[OURS] for name, time in times.items() if name != OURS and name not in LOOPS}
+
+
+def times_as_long(ratio: float) -> str:
+    return f"{ratio:#.2g}".rstrip(".") + "×" if ratio < 100 else f"{ratio:,.0f}×"
+
+
+def what(case: str) -> str:
+    """Say how large a case is."""
+    total, arrays = sum(map(math.prod, CASES[case])), len(CASES[case])
+    return f"{total:,} numbers" if arrays == 1 else f"{total:,} numbers in {arrays} arrays"
+
+
+def speedup_message(times: dict[str, float], case: str) -> str:
+    """Say what one case shows."""
+    ours = f"A step on {what(case)} takes {microseconds(times[OURS])} µs with {OURS}"
+    ratios = sorted(peers_of(times).values())
+    if not ratios:
+        return ours
+    span = f"{ratios[0]:.2g}" if len(ratios) == 1 else f"{ratios[0]:.2g} to {ratios[-1]:.3g}"
+    return f"{ours},\nand {span} times as long with others"
+
+
+def draw_speedup(report: dict):
+    """Bars for some cases of the first run: microseconds, and how many times as long as rmsfast."""
+    from bench import looks
 
     run = report["runs"][0]
-    names = [name for name in contenders_of(run) if name != OURS and name not in LOOPS]
-    cases = [case for case in CASES if case in run["seconds"] and not is_busy(run, case)]
-    figure, axes = plt.subplots(figsize=(12, 5), layout="constrained")
-    width = 0.85 / max(len(names), 1)
-    for k, name in enumerate(names):
-        times = [run["seconds"][case] for case in cases]
-        ratios = [t.get(name, np.nan) / t[OURS] for t in times]
-        axes.bar(np.arange(len(cases)) + (k - (len(names) - 1) / 2) * width, ratios, width, label=name, color=f"C{k}")
-    axes.axhline(1, color="black", linewidth=1.5)
-    axes.annotate(OURS, (len(cases) - 0.52, 1.08), fontsize=9)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(cases)), cases)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-    axes.set(ylabel=f"time of a step ÷ {OURS}'s", title=f"One RMSProp step, {run['dtype']}, {threads_of(run)}")
-    axes.legend(ncols=4, fontsize=9)
-    figure.supxlabel(machine(report), fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    cases = shown(run)
+    names = [name for name in contenders_of(run) if name not in LOOPS]
+    names.sort(key=lambda name: [run["seconds"][case].get(name, 0.0) for case in cases])
+    figure = looks.picture(1.5 + 0.2 * len(names))
+    for axes, case in zip(figure.subplots(1, len(cases), sharey=True, squeeze=False).flat, cases, strict=True):
+        times = run["seconds"][case]
+        longest, ratios = max(time for name, time in times.items() if name in names), peers_of(times)
+        for row, name in enumerate(names):
+            if name not in times:
+                axes.annotate("–", (0, row), (3, 0), textcoords="offset points", va="center")
+                continue
+            text, weight = f"{microseconds(times[name])} µs", "normal"
+            if name == OURS:
+                weight = "bold"
+            else:
+                text += f"   {times_as_long(ratios[name])}"
+            axes.barh(row, times[name], 0.72, color=looks.colour_of(name))
+            axes.annotate(
+                text, (times[name], row), (3, 0), textcoords="offset points", va="center", size=8, weight=weight
+            )
+        axes.set(xlim=(0, longest * 1.75), xticks=[], yticks=range(len(names)), yticklabels=names)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(left=False)
+        best = min(ratios, key=ratios.get, default=OURS)
+        line = f"\n{'next' if ratios[best] >= 1 else 'first'}: {best}, {times_as_long(ratios[best])}" if ratios else ""
+        axes.set_title(f"{what(case)}{line}", size=8.5)
+    figure.axes[0].invert_yaxis()
+    figure.axes[0].get_yticklabels()[names.index(OURS)].set(weight="bold", color=looks.OURS)
+    figure.suptitle(f"{speedup_message(run['seconds'][cases[0]], cases[0])} ({run['dtype']}, {threads_of(run)})")
+    return figure
 
 
-def floor(points: list[dict]) -> list[float]:
-    """Return what nothing can beat: the seconds of each point at the best bandwidth that anyone had there, or with more
-    elements, where it is harder to have. The loops and rmsfast move the same bytes an element, others no fewer."""
-    best, seconds = float("inf"), []
-    for point in sorted(points, key=lambda point: -point["size"]):
-        best = min(best, min(point["seconds"].values()) / point["size"])
-        seconds.append(best * point["size"])
-    return seconds[::-1]
+# ---- How far from what is possible: lines ----
 
 
-def draw_roofline(report: dict, path: Path) -> None:
-    """Lines: time per element against size, with the loops, and the bandwidth's limit. The peers end where they do not
-    all fit into memory."""
-    import matplotlib.pyplot as plt
+def roofline_message(points: list[dict]) -> str:
+    """Say what the largest size shows."""
+    from bench.looks import plain
 
-    roofline = report["roofline"]
-    quiet = [point for point in roofline["points"] if not is_busy(point)]
-    figure, axes = plt.subplots(figsize=(11, 5.5), layout="constrained")
-    names = list(dict.fromkeys(name for point in quiet for name in point["seconds"]))
-    for k, name in enumerate(names):
-        points = [(p["size"], p["seconds"][name] / p["size"] * 1e9) for p in quiet if name in p["seconds"]]
-        dashes = dict(zip(LOOPS, ("--", ":", "-."), strict=True))
-        style = {"color": "black", "linestyle": dashes[name]} if name in LOOPS else {"color": f"C{k}"}
-        axes.loglog(
-            *zip(*points, strict=True),
-            label=name,
-            marker="o",
-            markersize=3,
-            linewidth=2.5 if name == OURS else 1.2,
-            **style,
+    last = max(points, key=lambda point: point["size"])
+    times, size = last["seconds"], plain(last["size"])
+    if COPY not in times:
+        return f"On {size} elements, a step of {OURS} takes {times[OURS] / last['size'] * 1e9:.2g} ns an element"
+    ratio = times[OURS] / times[COPY]
+    much = "as long" if 0.95 < ratio < 1.05 else f"{ratio:.2f} times as long"
+    return f"On {size} elements, a step of {OURS} takes {much} as moving its bytes"
+
+
+def draw_roofline(roofline: dict):
+    """Lines: time per element against size, with the loops, and below them what no step can reach. The peers end where
+    they do not all fit into memory."""
+    from bench import looks
+
+    quiet = sorted((point for point in roofline["points"] if not is_busy(point)), key=lambda point: point["size"])
+    figure = looks.picture(5)
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log")
+    markers = dict.fromkeys(LOOPS, "") | {"NumPy out=": "s", "torch foreach": "s", "torch.compile": "^"}
+    dashes = dict(zip(LOOPS, ("--", ":", "-."), strict=True))
+    lines = {}
+    for name in dict.fromkeys(name for point in quiet for name in point["seconds"]):
+        lines[name] = [(p["size"], p["seconds"][name] / p["size"] * 1e9) for p in quiet if name in p["seconds"]]
+        axes.plot(
+            *zip(*lines[name], strict=True),
+            color=looks.colour_of(name),
+            linestyle=dashes.get(name, "-"),
+            marker=markers.get(name, "o"),
+            markersize=3.5,
+            linewidth=2.6 if name == OURS else 1.2,
+            zorder=3 if name == OURS else 2,
         )
-    sizes = sorted(point["size"] for point in quiet)
-    limit = [seconds / size * 1e9 for seconds, size in zip(floor(quiet), sizes, strict=True)]
-    bottom = axes.get_ylim()[0]
-    axes.fill_between(sizes, limit, bottom, color="0.85", label="less than the bytes take at best")
-    axes.set_ylim(bottom=bottom)
-    title = f"Time per element, {roofline['dtype']}, {roofline['threads']} threads"
-    axes.set(xlabel="elements of one parameter", ylabel="ns an element", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.supxlabel("\n".join(textwrap.wrap(machine(report), 130)), fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    first = quiet[0]["size"]
+    begins = {name: math.log10(line[0][1]) for name, line in lines.items() if line[0][0] == first}
+    places = looks.apart(list(begins.values()), 0.2)
+    for (name, begin), place in zip(begins.items(), places, strict=True):
+        colour = looks.colour_of(name)
+        spots = (first / 1.45, 10**place), (first / 1.05, 10**begin)
+        axes.plot(*zip(*spots, strict=True), color=colour, linestyle=dashes.get(name, "-"), linewidth=0.8)
+        weight = "bold" if name == OURS else "normal"
+        axes.annotate(name, spots[0], (-3, 0), textcoords="offset points", ha="right", va="center", weight=weight)
+    if bounds := [(p["size"], p["bound"] / p["size"] * 1e9) for p in quiet if "bound" in p]:
+        sizes, bound = zip(*bounds, strict=True)
+        bottom = min(bound) / 3
+        axes.fill_between(sizes, bound, bottom, color=looks.SHADE, linewidth=0, zorder=0)
+        axes.annotate(
+            "No step gets here: to read and write w and v alone takes longer", (sizes[0], bottom), (4, 5),
+            textcoords="offset points",
+        )  # fmt: skip
+        axes.set_ylim(bottom=bottom)
+    axes.set_xlim(first / 22, quiet[-1]["size"] * 2)
+    looks.plain_numbers(axes.xaxis, axes.yaxis)
+    axes.set_xticks([point["size"] for point in quiet])
+    axes.minorticks_off()
+    axes.grid(axis="y", alpha=0.25)
+    axes.set(xlabel=f"elements of one parameter, {roofline['dtype']}, {threads_of(roofline)}", ylabel="ns an element")
+    figure.suptitle(f"{roofline_message(quiet)}")
+    return figure

@@ -25,6 +25,7 @@ from bench.codes import Float8
 from bench.pages import DOCS, put
 
 SEEDS = 5
+SEEDS_COLOR = "0.8"
 DIVERGED = "diverged"
 FINAL = 10  # the last tenth of the steps gives the final loss
 
@@ -254,37 +255,56 @@ def markdown_of(found: dict, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: dict, names: list[str], path: Path) -> None:
-    """Curves: the mean of the seeds for each format, smoothed, and float32's seeds in gray."""
-    import matplotlib
+def draw(found: dict, names: list[str]):
+    """Curves: the mean of the seeds for each format, smoothed, and float32's seeds in gray. Formats that are within the
+    spread have one colour, the others one each."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from bench import looks
 
-    figure, panels = plt.subplots(1, len(found), figsize=(5 * len(found), 4.5), layout="constrained", squeeze=False)
+    off = dict(zip(off_spread(found, names), ["#d55e00", "#e69f00", "#cc79a7", "#009e73"] * len(names), strict=False))
+    figure = looks.picture(3.7)
+    panels = figure.subplots(1, len(found), squeeze=False)
     for axes, (task, runs) in zip(panels.flat, found.items(), strict=True):
         for losses in runs[FLOAT32]:
-            axes.semilogy(smooth(losses), color="0.8", linewidth=3)
-        for k, name in enumerate(names):
+            axes.semilogy(smooth(losses), color=SEEDS_COLOR, linewidth=3)
+        for name in sorted(names, key=lambda name: (name in off, name == FLOAT32)):
             steps = min(map(len, runs[name]))
             if steps == 0:
                 continue
             mean = smooth(np.mean([losses[:steps] for losses in runs[name]], axis=0))
-            axes.semilogy(mean, color="black" if name == FLOAT32 else f"C{k}", linewidth=1, label=name)
+            color = "black" if name == FLOAT32 else off.get(name, looks.OURS)
+            axes.semilogy(mean, color=color, linewidth=1)
         axes.set(xlabel="step", title=task)
-    panels[0, 0].set_ylabel("training loss (gray: float32, each of its seeds)")
-    panels[0, -1].legend(fontsize=8)
+        axes.yaxis.set_major_formatter(looks.plain)
+        low, high = axes.get_ylim()
+        if high < 10 * low:  # too short for powers of ten
+            axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    panels[0, 0].set_ylabel("training loss")
+    colors = {"float32": "black", "its seeds": SEEDS_COLOR}
+    if within := len(names) - 1 - len(off):
+        colors[f"{within} formats within the spread"] = looks.OURS
+    handles = [Line2D([], [], color=color, linewidth=2, label=name) for name, color in (colors | off).items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     figure.suptitle(message(found, names))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
+
+
+def off_spread(found: dict, names: list[str]) -> list[str]:
+    """Return the formats that end farther from float32 than its seeds do from each other."""
+    return [name for name in names if any(not distance(runs[name], runs[FLOAT32]) <= 1 for runs in found.values())]
 
 
 def message(found: dict, names: list[str]) -> str:
     """Say which formats end farther from float32 than its seeds do from each other."""
-    off = [name for name in names if any(not distance(runs[name], runs[FLOAT32]) <= 1 for runs in found.values())]
+    off = off_spread(found, names)
     if not off:
         return "Every format ends within the spread of float32's seeds"
-    return f"All formats end within the spread of float32's seeds, but for: {'; '.join(off)}"
+    if len(off) > 2:
+        return f"{len(names) - 1 - len(off)} of {len(names) - 1} formats end within the spread of float32's seeds"
+    return f"All formats end within the spread of float32's seeds,\nbut for: {'; '.join(off)}"
 
 
 def distance(runs: list[list[float]], exact: list[list[float]]) -> float:
@@ -344,8 +364,11 @@ def main() -> None:
                         found[label][name].append(TASKS[label](known[name], seed))
                     progress.advance(task)
     console.print(table_of(found, names, options.seeds))
+    from bench import looks
+
     picture = DOCS / "formats_training.png" if options.publish else options.output
-    draw(found, names, picture)
+    with looks.styled():
+        looks.save(draw(found, names), picture)
     console.print(f"picture: {picture}")
     if options.publish:
         put(DOCS / "formats.md", "python -m bench.training", markdown_of(found, names) + "\n")

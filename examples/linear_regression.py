@@ -19,6 +19,7 @@ import rmsfast
 
 EPOCHS = 1000
 TRUE_WEIGHTS = np.array([1.5, -2.0])
+plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def mean_squared_error(w, x, y):
@@ -55,26 +56,37 @@ def loss_table(above):
 
 
 def draw(losses, path, solution, x, y, name):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 4), layout="constrained")
+    bold = {"loc": "left", "size": 9.5, "weight": "bold"}
     least = mean_squared_error(solution, x, y)
-    left.loglog(1 + np.arange(len(losses)), losses - least + 1e-18, linewidth=1)
-    left.set(xlabel="epoch + 1", ylabel="loss above the least one", title="Training", ylim=(1e-16, 10))
+    above = np.maximum(losses - least, 1e-17)  # where rounding has it below the minimum
+    thrown = 100 + int(np.argmax(above[100:]))
+    left.semilogy(above, color="#0072b2", linewidth=1.2)
+    left.set(xlabel="epoch", ylabel="loss above the minimum", ylim=(1e-16, 300), xlim=(-10, EPOCHS))
+    left.set_title(f"At the minimum in 100 epochs, thrown back,\nand there again: {above[-1]:.0e} above it", **bold)
     left.annotate(
-        "gradients vanish, v forgets them,\nand steps grow back to the rate:\nonly its fall ends this",
-        (135, 5e-4),
-        (1.3, 1e-11),
+        "gradients vanish, v forgets them,\nand steps grow back to the rate",
+        (thrown, above[thrown]),
+        (270, 0.03),
         arrowprops={"arrowstyle": "->"},
     )
+    left.annotate("only the falling rate ends this", (400, 4e-6), color="#0072b2")
 
-    w1, w2 = np.meshgrid(np.linspace(-0.3, 2.2, 120), np.linspace(-2.6, 0.3, 120))
-    grid = [mean_squared_error(np.array(w), x, y) for w in zip(w1.ravel(), w2.ravel(), strict=True)]
-    contours = right.contour(w1, w2, np.reshape(grid, w1.shape), levels=15, cmap="viridis")
-    figure.colorbar(contours, label="mean squared error")
-    right.plot(*path.T, color="tab:red", marker=".", markersize=4, linewidth=1, label="RMSProp, one dot an epoch")
-    right.plot(*solution, marker="*", markersize=15, color="black", linestyle="none", label="least squares")
-    right.set(xlabel="w₁", ylabel="w₂", title="The path of the weights")
-    right.legend()
-    figure.savefig(name, dpi=110)
+    w1, w2 = np.meshgrid(np.linspace(-0.3, 2.3, 120), np.linspace(-2.6, 0.3, 120))
+    grid = [mean_squared_error(np.array(w), x, y) - least for w in zip(w1.ravel(), w2.ravel(), strict=True)]
+    levels = [0.05, 0.25, 0.5, 1, 2, 3, 4, 5, 6]
+    contours = right.contour(w1, w2, np.reshape(grid, w1.shape), levels=levels, colors="0.7", linewidths=0.8)
+    right.clabel(contours, levels[2:], fmt="%g", fontsize=7, colors="0.35")
+    right.plot(*path.T, color="#0072b2", marker="o", markersize=2.5, linewidth=1)
+    right.plot(*path[0], marker="o", color="white", markeredgecolor="black", markersize=8)
+    right.annotate("start", path[0], (8, 2), textcoords="offset points", weight="bold")
+    right.plot(*solution, marker="*", markersize=14, color="black")
+    right.annotate("least squares", solution, (9, -3), textcoords="offset points", weight="bold")
+    right.set(xlabel="w₁", ylabel="w₂")
+    right.set_title("The path of the weights, one dot an epoch\n(lines: loss above the minimum)", **bold)
+    distance = np.abs(path[-1] - solution).max()
+    figure.suptitle(f"RMSProp finds the least-squares solution within {distance:.6f}", size=12, weight="bold")
+    figure.savefig(name, dpi=200)
 
 
 def main() -> int:

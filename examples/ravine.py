@@ -19,6 +19,7 @@ import rmsfast
 
 START = (-5.0, -2.0)
 STEPS = 20
+plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
 # ---- The functions, and their gradients ----
@@ -99,6 +100,7 @@ def rmsprop(gamma=0.9, lr=0.4):
     return lambda x: rmsfast.RMSProp(x, **rmsfast.dialects.d2l(lr=lr, gamma=gamma))
 
 
+RMSPROP = "RMSProp, η 0.4, γ 0.9"
 # Each at a rate at which it does well on both; gradient descent leaves the rotated ravine from 0.25 on.
 OPTIMIZERS = {
     "gradient descent, η 0.2": lambda x: GradientDescent(x, 0.2),
@@ -106,8 +108,16 @@ OPTIMIZERS = {
     "AdaGrad, η 2": lambda x: AdaGrad(x, 2.0),
     "AdaDelta, ε 0.01": AdaDelta,
     "Adam, η 0.8": lambda x: Adam(x, 0.8),
-    "RMSProp, η 0.4, γ 0.9": rmsprop(),
+    RMSPROP: rmsprop(),
 }
+# Colours of Okabe and Ito, which the colour-blind can tell apart.
+LOOKS = dict(
+    zip(
+        OPTIMIZERS,
+        zip(["#444444", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2"], "vs^Dxo", strict=True),
+        strict=True,
+    )
+)
 
 
 def walk(make_optimizer, gradient, steps=STEPS):
@@ -124,48 +134,69 @@ def walk(make_optimizer, gradient, steps=STEPS):
 # ---- The picture ----
 
 
-def draw_paths(axes, f, paths, title):
-    x1, x2 = np.meshgrid(np.linspace(-6.2, 4.2, 300), np.linspace(-4.6, 3.2, 300))
-    axes.contour(
-        x1, x2, np.log(f((x1, x2)) + 0.02), levels=14, colors="0.8", linestyles="solid", linewidths=0.8, zorder=0
+def style_of(name):
+    """Return how an optimizer is drawn: RMSProp thick and above the others."""
+    color, marker = LOOKS[name]
+    ours = name == RMSPROP
+    return dict(
+        color=color,
+        marker=marker,
+        markersize=4.5 if ours else 3.5,
+        linewidth=2.4 if ours else 1.1,
+        zorder=4 if ours else 2,
     )
-    for k, (name, path) in enumerate(paths.items()):
-        ours = name.startswith("RMSProp")
-        axes.plot(
-            *path.T,
-            color=f"C{k}",
-            marker="o",
-            markersize=5 if ours else 3,
-            linewidth=2.6 if ours else 1.1,
-            zorder=3 if ours else 2,
-            label=name,
-        )
-    axes.plot(0, 0, marker="*", color="black", markersize=14, zorder=4)
-    axes.set(xlim=(-6.2, 4.2), ylim=(-4.6, 3.2), xlabel="x₁", ylabel="x₂", title=title)
+
+
+def draw_paths(axes, f, paths, title, place):
+    x1, x2 = np.meshgrid(np.linspace(-6.5, 3.2, 300), np.linspace(-4.6, 2.2, 300))
+    axes.contour(
+        x1, x2, np.log(f((x1, x2)) + 0.02), levels=14, colors="0.85", linestyles="solid", linewidths=0.8, zorder=0
+    )
+    for name, path in paths.items():
+        axes.plot(*path.T, **style_of(name), label=name)
+    axes.plot(*START, marker="o", color="white", markeredgecolor="black", markersize=8, zorder=5)
+    axes.annotate("start", START, (-8, 0), textcoords="offset points", ha="right", va="center", weight="bold")
+    axes.plot(0, 0, marker="*", color="black", markersize=13, zorder=5)
+    axes.annotate("minimum", (0, 0), place, weight="bold")
+    axes.set(xlim=(-6.5, 3.2), ylim=(-4.6, 2.2), xlabel="x₁", ylabel="x₂")
+    axes.set_title(title, loc="left", size=9.5, weight="bold")
+
+
+def draw_losses(axes, f, paths, title):
+    for name, path in paths.items():
+        axes.semilogy([f(x) for x in path], **style_of(name))
+    axes.set(xlabel="step", ylabel="f(x)", ylim=(1e-7, 40), xticks=range(0, STEPS + 1, 5))
+    axes.set_title(title, loc="left", size=9.5, weight="bold")
 
 
 def draw_decay(axes):
-    for k, gamma in enumerate([0.0, 0.5, 0.9, 0.99, 1.0]):
+    colors = "#e69f00", "#009e73", "#0072b2", "#d55e00", "#444444"
+    for gamma, color in zip([0.0, 0.5, 0.9, 0.99, 1.0], colors, strict=True):
         values = [ravine(x) for x in walk(rmsprop(gamma), ravine_gradient)]
-        axes.semilogy(values, color=f"C{k + 1}", marker="o", markersize=3, label=f"γ = {gamma:g}")
-    axes.annotate("γ = 1: v stays at 0, so that the\nstep is η·g/√ε, a thousand times η·g", (1, 1e7), (4, 1e10))
-    axes.set(
-        xlabel="step",
-        ylabel="f(x)",
-        title="RMSProp by its decay γ, on the ravine",
-        ylim=(1e-12, 1e14),
-        xticks=range(0, STEPS + 1, 5),
-    )
-    axes.legend(loc="lower left", fontsize=8)
+        axes.semilogy(values, color=color, marker="o", markersize=2.5, linewidth=2.4 if gamma == 0.9 else 1.1)
+        place = {1.0: (2.4, 1e9), 0.99: (14.5, 3e-9), 0.9: (20.5, values[-1]), 0.5: (20.5, 5.0), 0.0: (20.5, 0.02)}[
+            gamma
+        ]
+        words = "γ = 1: v stays at 0, and a step\nis g·η/√ε, a thousand times g·η" if gamma == 1 else f"γ = {gamma:g}"
+        axes.annotate(words, place, color=color, va="center", size=8)
+    axes.set(xlabel="step", ylabel="f(x)", ylim=(1e-12, 1e12), xlim=(-1, 26), xticks=range(0, STEPS + 1, 5))
+    axes.set_title("RMSProp by its decay γ,\nalong the axes: 1 explodes", loc="left", size=9.5, weight="bold")
 
 
 def draw(paths, path):
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 5), layout="constrained")
-    draw_paths(left, ravine, paths["ravine"], "f(x) = 0.1·x₁² + 2·x₂²")
-    draw_paths(middle, rotated, paths["rotated"], "f(x) = 0.1·(x₁ + x₂)² + 2·(x₁ − x₂)²")
-    draw_decay(right)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    figure.savefig(path, dpi=110)
+    figure = plt.figure(figsize=(8.2, 7.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    left, right = top.subplots(1, 2, sharey=True)
+    draw_paths(left, ravine, paths["ravine"], "Along the axes: 0.1·x₁² + 2·x₂²", (-1.6, -0.7))
+    draw_paths(right, rotated, paths["rotated"], "Across them: 0.1·(x₁ + x₂)² + 2·(x₁ − x₂)²", (0.3, -0.3))
+    top.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    first, second, third = bottom.subplots(1, 3)
+    ends = {name: f(paths[name][RMSPROP][-1]) for name, f in (("ravine", ravine), ("rotated", rotated))}
+    draw_losses(first, ravine, paths["ravine"], f"Along the axes RMSProp\nends at {ends['ravine']:.6f}")
+    draw_losses(second, rotated, paths["rotated"], f"Across them, it ends\nat {ends['rotated']:.2f}")
+    draw_decay(third)
+    figure.suptitle("RMSProp evens out a ravine along the axes, and not one across them", size=12, weight="bold")
+    figure.savefig(path, dpi=200)
 
 
 def main() -> int:
@@ -184,7 +215,7 @@ def main() -> int:
         for name, (f, _) in functions.items():
             end = paths[name][label][-1]
             cells += [f"({end[0]:.3f}, {end[1]:.3f})", f"{f(end):.2g}"]
-        table.add_row(label.split(",")[0], *cells, style="bold" if label.startswith("RMSProp") else None)
+        table.add_row(label.split(",")[0], *cells, style="bold" if label == RMSPROP else None)
     console = Console(width=100)
     console.print(table)
     console.print(
@@ -193,7 +224,7 @@ def main() -> int:
     )
     draw(paths, "ravine.png")
     console.print("picture: ravine.png")
-    return 0 if ravine(paths["ravine"]["RMSProp, η 0.4, γ 0.9"][-1]) < 1e-3 else 1
+    return 0 if ravine(paths["ravine"][RMSPROP][-1]) < 1e-3 else 1
 
 
 if __name__ == "__main__":

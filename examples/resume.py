@@ -109,24 +109,28 @@ def read(path):
     return rmsfast.RMSProp(initial_params()).load(path)
 
 
-def draw(params, run, name):
+def draw(params, run, message, name):
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     x, label = spirals()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    left.semilogy(np.arange(1, EPOCHS + 1), run["losses"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 4.2), layout="constrained")
+    left.semilogy(np.arange(1, EPOCHS + 1), run["losses"], color="#0072b2")
     for start in run["starts"][1:]:
-        left.axvline(start, color="tab:red", linestyle=":")
-    left.set(xlabel="epoch", ylabel="loss", title="Training; dotted: started again after a kill")
+        left.axvline(start, color="#d55e00", linestyle=":")
+    left.set(xlabel="epoch", ylabel="loss")
+    left.set_title("Dotted: started again after a kill", loc="left", size=9.5, weight="bold")
     a, b = np.meshgrid(np.linspace(-1.9, 1.9, 200), np.linspace(-1.9, 1.9, 200))
     _, score = outputs(params, np.stack([a.ravel(), b.ravel()], axis=1))
     right.contourf(a, b, np.tanh(score.reshape(a.shape)), levels=20, cmap="RdBu", alpha=0.7)
     right.scatter(*x.T, c=label, cmap="RdBu", s=8, edgecolors="black", linewidths=0.3)
-    right.set(aspect="equal", xticks=[], yticks=[], title="Two spirals, and what the network makes of the plane")
-    figure.savefig(name, dpi=110)
+    right.set(aspect="equal", xticks=[], yticks=[])
+    right.set_title("What the network makes of the plane", loc="left", size=9.5, weight="bold")
+    figure.suptitle(message, size=12, weight="bold")
+    figure.savefig(name, dpi=200)
 
 
 def main() -> int:
@@ -144,11 +148,12 @@ def main() -> int:
     x, label = spirals()
     right = np.mean(np.sign(outputs(tree, x)[1]) == label)
     print(f"\n{again!r}\n\nkilled {killed} times, {right:.1%} of the points on the right side")
-    draw(tree, run, "resume.png")
-    print("picture: resume.png. Look for a step in the loss where it was started again: there is none")
     states = zip(opt.state.values(), again.state.values(), strict=True)
     equal = all(a.tobytes() == b.tobytes() for a, b in zip(params, others, strict=True))
     equal &= all(a["square_avg"].tobytes() == b["square_avg"].tobytes() for a, b in states)
+    bits = "the bits" if equal else "other bits than those"
+    draw(tree, run, f"Killed {killed} times, the training ends with {bits} of a run without a stop", "resume.png")
+    print("picture: resume.png. Look for a step in the loss where it was started again: there is none")
     print(
         "the bits of the run without a stop" if equal else "other bits than the run without a stop: please report this"
     )

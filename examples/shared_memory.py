@@ -77,6 +77,20 @@ def train(workers: int) -> tuple[np.ndarray, dict[int, list[float]]]:
     return w, losses
 
 
+def draw(losses: dict[int, list[float]], error: float) -> None:
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(figsize=(8.2, 4), layout="constrained")
+    for (seed, noted), color in zip(sorted(losses.items()), ["#0072b2", "#e69f00", "#009e73"] * WORKERS, strict=False):
+        axes.semilogy(noted, color=color, linewidth=0.7, label=f"process {seed}")
+    axes.axhline(NOISE**2, color="black", linestyle="--", linewidth=1)
+    axes.annotate("noise that no model explains", (0, NOISE**2), (0, -14), textcoords="offset points", va="top")
+    axes.set(xlabel="its own steps", ylabel="loss of the batch", ylim=(NOISE**2 / 4, None))
+    axes.legend(frameon=False)
+    message = f"{WORKERS} processes train one model without locks: its largest error is {error:.4f}"
+    figure.suptitle(message, size=11, weight="bold")
+    figure.savefig("shared_memory.png", dpi=200)
+
+
 def main() -> int:
     console = Console(highlight=False)
     with console.status(f"{WORKERS} processes train one model"):
@@ -87,13 +101,7 @@ def main() -> int:
         console.print(f"loss seen by process {seed}: {noted[0]:.1f} at first, {np.mean(noted[-100:]):.4f} in the end")
     console.print(f"noise that no model explains: {NOISE**2:.4f}")
     console.print(f"largest error of a parameter: {error:.1e}")
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for seed, noted in sorted(losses.items()):
-        axes.semilogy(noted, linewidth=0.7, label=f"process {seed}")
-    axes.axhline(NOISE**2, color="black", linestyle="--", linewidth=1, label="noise that no model explains")
-    axes.set(xlabel="its own steps", ylabel="loss of the batch", title="Several processes, one model, no locks")
-    axes.legend()
-    figure.savefig("shared_memory.png", dpi=120)
+    draw(losses, error)
     console.print("picture: shared_memory.png")
     return 0 if error < 0.05 else 1
 

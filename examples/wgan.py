@@ -141,26 +141,27 @@ def train(gan):
                 progress.update(bar, completed=step, distance=np.mean(recent), share=near(gan.draw(SHOWN)).mean())
     pictures[f"after {STEPS} steps"] = gan.draw(SHOWN)
     with gan.generator_opt.averages():
-        pictures["with the averages of the weights"] = gan.draw(SHOWN)
+        pictures["averages of the weights"] = gan.draw(SHOWN)
     return pictures
 
 
 def draw_pictures(pictures, path):
-    figure, all_axes = plt.subplots(1, len(pictures), figsize=(15, 4.5), layout="constrained", sharey=True)
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, all_axes = plt.subplots(1, len(pictures), figsize=(8.2, 3), layout="constrained", sharey=True)
     for axes, (title, points) in zip(all_axes, pictures.items(), strict=True):
         is_near = near(points)
         for center in CENTERS:
             axes.add_patch(plt.Circle(center, 3.5 * SPREAD, color="0.85", zorder=0))
-        axes.scatter(*points[~is_near].T, s=4, color="C3", label="elsewhere")
-        axes.scatter(*points[is_near].T, s=4, color="C0", label="near a Gaussian")
-        axes.set(title=f"{title}\n{is_near.mean():.0%} near a Gaussian", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
-        axes.set(xticks=[-2, 0, 2], yticks=[-2, 0, 2])
+        axes.scatter(*points[~is_near].T, s=2, linewidths=0, color="#d55e00")
+        axes.scatter(*points[is_near].T, s=2, linewidths=0, color="#0072b2")
+        axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2])
+        axes.set_title(f"{title}:\n{is_near.mean():.0%} near a Gaussian", size=8.5)
     found = gaussians_found(points)
     figure.suptitle(
-        f"A Wasserstein GAN, trained by RMSProp with clip_weights, finds {found} of 8 Gaussians", fontsize=15
+        f"A GAN, trained by RMSProp with clip_weights, finds {found} of 8 Gaussians", size=12, weight="bold"
     )
-    all_axes[0].legend(loc="upper left", markerscale=3, fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.supxlabel("gray: where a Gaussian's points are; blue: points near one; orange: elsewhere", size=8)
+    figure.savefig(path, dpi=200)
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sklearn.cluster import AgglomerativeClustering
 
 import rmsfast
 
@@ -30,6 +31,9 @@ NEGATIVES = 5  # random words for each near one
 BATCH = 1000  # pairs in a step
 EPOCHS = 8
 RARE = 5  # words seen less often are left out
+FREQUENT = 600  # words that are put into clusters for the picture
+GRID = 4, 4  # clusters in it, across and up
+plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 ASKED = ["class", "exception", "integer", "list", "import", "argument", "true", "string"]
 
 
@@ -110,7 +114,7 @@ def train(words, size, console):
 
 def neighbours(vectors, vocabulary, count=6):
     """Return a table of the nearest words of some, by the cosine of the angle between the vectors."""
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = directions(vectors)
     table = Table("word", "nearest words")
     for word in ASKED:
         nearest = np.argsort(unit @ unit[vocabulary.index(word)])[::-1][1 : count + 1]
@@ -139,23 +143,58 @@ def compare_with_dense(gradients, console):
     )
 
 
-def draw(vectors, vocabulary, losses, name):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7), width_ratios=[1, 2.4], layout="constrained")
-    smooth = np.convolve(losses, np.ones(50) / 50, "valid")
-    left.plot(smooth)
-    left.set(xlabel="step", ylabel="loss, mean of 50 steps", title="Training")
+def clusters(vectors, vocabulary):
+    """Return the words of the tightest clusters of frequent words, each from its middle outwards.
 
-    shown = [i for i, word in enumerate(vocabulary[:260]) if len(word) > 3][:110]
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    centered = unit[shown] - unit[shown].mean(axis=0)
-    _, _, axes = np.linalg.svd(centered, full_matrices=False)
-    place = centered @ axes[:2].T
-    place = np.argsort(np.argsort(place, axis=0), axis=0)  # ranks spread the words evenly
-    for (a, b), i in zip(place, shown, strict=True):
-        right.annotate(vocabulary[i], (a, b), ha="center", va="center", fontsize=9)
-    right.set(xlim=(-4, len(shown) + 3), ylim=(-2, len(shown) + 1), xticks=[], yticks=[])
-    right.set_title("Frequent words by their vectors' two main directions (ranks)")
-    figure.savefig(name, dpi=110)
+    Words are in one cluster if their vectors have nearly one direction, beside that of all. The clusters are in columns
+    from left to right, and in these from bottom to top, by the two main directions of their middles.
+    """
+    columns, rows = GRID
+    frequent = [i for i, word in enumerate(vocabulary[:FREQUENT]) if len(word) > 3]
+    unit = directions(vectors[frequent])
+    unit = directions(unit - unit.mean(axis=0))
+    of = AgglomerativeClustering(FREQUENT // 6, metric="cosine", linkage="average").fit_predict(unit)
+    groups = [np.flatnonzero(of == k) for k in range(FREQUENT // 6)]
+    groups = [group for group in groups if 4 <= len(group) <= 7]
+    groups.sort(key=lambda group: -np.linalg.norm(unit[group].mean(axis=0)))  # 1, if all are the same
+    groups = groups[: columns * rows]
+    middles = np.array([unit[group].mean(axis=0) for group in groups])
+    words = [
+        [vocabulary[frequent[i]] for i in group[np.argsort(-unit[group] @ middle)]]
+        for group, middle in zip(groups, middles, strict=True)
+    ]
+    _, _, axes = np.linalg.svd(middles - middles.mean(axis=0), full_matrices=False)
+    across, up = axes[:2] @ middles.T
+    return [
+        [words[k] for k in sorted(column, key=lambda k: up[k])]
+        for column in np.array_split(np.argsort(across), columns)
+    ]
+
+
+def directions(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def draw(vectors, vocabulary, losses, name):
+    figure = plt.figure(figsize=(8.2, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 3.2])
+    bold = {"loc": "left", "size": 9.5, "weight": "bold"}
+    left.plot(np.convolve(losses, np.ones(50) / 50, "valid"), color="#0072b2")
+    left.set(xlabel="step", ylabel="loss, mean of 50 steps")
+    left.set_title("Training", **bold)
+    cells = [
+        (k, row, words) for k, column in enumerate(clusters(vectors, vocabulary)) for row, words in enumerate(column)
+    ]
+    for column, row, words in cells:
+        right.add_patch(plt.Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, color="#e6f1f8", zorder=0))
+        right.annotate(words[0], (column + 0.1, row + 0.92), va="top", size=9, weight="bold", color="#005280")
+        text = "\n".join(words[1:])
+        right.annotate(text, (column + 0.1, row + 0.77), va="top", size=8, linespacing=1.15)
+    right.set(xlim=(0, GRID[0]), ylim=(0, GRID[1]))
+    right.axis("off")
+    right.set_title("Clusters of frequent words by their vectors, the word in the middle first", **bold)
+    figure.suptitle("Words that Python's documentation uses alike have come together", size=12, weight="bold")
+    figure.savefig(name, dpi=200)
 
 
 def main() -> int:

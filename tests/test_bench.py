@@ -1,9 +1,13 @@
 """What the benchmarks make of a busy machine. Only this: `.ci/run` has them run to their end."""
 
+from itertools import combinations
+
+import numpy as np
 import pytest
 
 pytest.importorskip("rich")
 from bench import report as reports
+from bench.contenders import make_arrays
 from bench.pages import put
 from bench.timing import BUSY, rounds, unrest
 
@@ -21,22 +25,292 @@ def test_each_batch_of_each_contender_is_kept():
     assert all(time > 0 for time in times["a"])
 
 
-def test_figures_of_a_busy_machine_are_named_and_not_drawn(tmp_path, monkeypatch):
-    pyplot, drawn = pytest.importorskip("matplotlib.pyplot"), []
-    monkeypatch.setattr(pyplot, "close", drawn.append)
-    seconds = {case: {"rmsfast": 1.0, "NumPy textbook": 2.0} for case in ("1x1k", "1x64k")}
-    run = {"dtype": "float32", "threads": 2, "seconds": seconds, "unrest": {"1x1k": 1.0, "1x64k": 2.0}}
-    machine = dict(cpu="c", cores=2, isa="i", root="r", rmsfast="0", python="3", versions={}, system="s")
-    report = {"machine": machine, "runs": [run], "roofline": {}}
-    assert "with 1x64k (float32, 2 threads)." in reports.busy(report)
+# ---- Pictures ----
+
+PEERS = [
+    "NumPy textbook",
+    "NumPy out=",
+    "numexpr",
+    "Numba",
+    "Optax",
+    "torch for-loop",
+    "torch foreach",
+    "torch.compile",
+]
+
+
+def made_up(peers=PEERS):
+    """Return a report of a run, sizes and scaling."""
+    names = ["rmsfast", *peers, *reports.LOOPS]
+    seconds = {
+        case: {name: 2e-9 * scale * (1 + 2.5 * k**1.5) for k, name in enumerate(names)}
+        for case, scale in (("1x1k", 250), ("1x64k", 5e3), ("1x16M", 5e6), ("mlp6", 2e4))
+    }
+    run = {"dtype": "float32", "threads": 2, "seconds": seconds, "unrest": dict.fromkeys(seconds, 1.0)}
+    points = [
+        {
+            "size": 10**k,
+            "unrest": 1.0,
+            "seconds": {name: (2e-7 + 2e-10 * 10**k) * (1 + i) for i, name in enumerate(names) if k < 7 or i == 0},
+            "bound": 1e-10 * 10**k,
+        }
+        for k in range(2, 9)
+    ]
+    scaling = {
+        "threads": 2,
+        "elements": [{"count": 10**k, "rmsfast": 2e-10 * 10**k, "copy loop": 1.8e-10 * 10**k} for k in range(5, 9)],
+        "arrays": [{"count": 10**k, "rmsfast": 2e-7 + 6e-8 * 10**k} for k in range(5)],
+        "teams": [{"count": 1, "rmsfast": 11e-3, "copy loop": 12e-3}, {"count": 2, "rmsfast": 6e-3, "copy loop": 7e-3}],
+    }
+    machine = dict(
+        cpu="a CPU", cores=2, isa="avx512", root="mixed", rmsfast="0.1.0", python="3.13", versions={}, system="s"
+    )
+    return {
+        "machine": machine,
+        "runs": [run],
+        "roofline": {"dtype": "float32", "threads": 2, "points": points},
+        "scaling": scaling,
+    }
+
+
+def formats_found():
+    formats = pytest.importorskip("bench.formats")
+    kept = dict(
+        zip(
+            [*formats.FORMATS, "PyTorch, float32", "PyTorch, bfloat16"],
+            [8, 6, 5.02, 6, 5.02, 4, 3.02, 6, 10, 8, 4],
+            strict=True,
+        )
+    )
+    run = {
+        "size": 1 << 24,
+        "threads": 2,
+        "unrest": 1.0,
+        "found": {
+            name: {
+                "seconds": bytes_ * (8e-4 if name in formats.FORMATS else 6e-3),
+                "kept": bytes_,
+                "ours": name in formats.FORMATS,
+            }
+            for name, bytes_ in kept.items()
+        },
+    }
+    return {"1x16M": run, "1x16k": {**run, "size": 1 << 14, "threads": 1}}
+
+
+def ranks_found():
+    seconds = {"sharded": 1.1, "plain": 1.5, "collectives": 0.8, "python": 0.05}
+    seconds |= {"update of a part": 0.2, "update of all": 0.4, "one process": 0.3}
+    return [
+        {
+            "place": place,
+            "ranks": ranks,
+            "link": [2e-5, 2e-10 * scale],
+            "points": [
+                {"size": n, "seconds": {k: v * 2e-9 * scale * n for k, v in seconds.items()}}
+                for n in (10**4, 10**6, 10**7)
+            ],
+        }
+        for place, ranks, scale in (("memory", 2, 1), ("4gbit", 2, 9), ("1gbit", 4, 50))
+    ]
+
+
+def formats_trained():
+    """Two formats of three tasks end farther from float32 than the seeds are from each other."""
+    training = pytest.importorskip("bench.training")
+    steps = np.linspace(0, 1, 400)
+    return [*training.FORMATS, *training.OTHERS], {
+        task: {
+            name: [list((np.exp(-5 * steps) + 0.3 + off * steps) * seed) for seed in (0.8, 1.0, 1.2)]
+            for off, name in [(name.endswith("nearest"), name) for name in (*training.FORMATS, *training.OTHERS)]
+        }
+        for task in training.TASKS
+    }
+
+
+def pictures():
+    """Return every picture of made-up figures, by name."""
+    looks, mpi = pytest.importorskip("bench.looks"), pytest.importorskip("bench.mpi")
+    names, trained = formats_trained()
+    with looks.styled():
+        few = {"speedup, one peer": reports.draw_speedup(made_up(PEERS[:1]))}
+        report = made_up()
+        return {
+            "speedup": reports.draw_speedup(report),
+            "roofline": reports.draw_roofline(report["roofline"]),
+            "scaling": reports.scaling.draw(report["scaling"]),
+            "formats": pytest.importorskip("bench.formats").draw(formats_found()),
+            "formats_training": pytest.importorskip("bench.training").draw(trained, names),
+            "distributed": mpi.draw(ranks_found(), 5e-10),
+            **few,
+        }
+
+
+def words_of(figure):
+    """Return the visible texts of a figure with their places, after it was laid out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    FigureCanvasAgg(figure).draw()
+    ticks = [
+        (axis, tick)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+    ]
+    outside = set()  # ticks beyond the end of an axis, which are not drawn
+    for axis, tick in ticks:
+        low, high = sorted(axis.get_view_interval())
+        if not low <= tick.get_loc() <= high:
+            outside |= {id(tick.label1), id(tick.label2)}
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [(text.get_text(), text.get_window_extent()) for text in texts if id(text) not in outside]
+
+
+@pytest.mark.thread_unsafe(reason="the style of pictures is the process's")
+def test_no_word_of_a_picture_lies_on_another_or_leaves_it():
+    for name, figure in pictures().items():
+        words = words_of(figure)
+        assert len(words) > 10
+        for text, place in words:
+            box = figure.bbox
+            assert place.x0 >= box.x0 and place.x1 <= box.x1 and place.y0 >= box.y0 and place.y1 <= box.y1, (name, text)
+        for k, (text, place) in enumerate(words):
+            covered = [other for other, its in words[k + 1 :] if place.padded(-2).overlaps(its.padded(-2))]
+            assert not covered, (name, text, covered)
+
+
+@pytest.mark.thread_unsafe(reason="the style of pictures is the process's")
+def test_figures_of_a_busy_machine_are_named_and_not_drawn(tmp_path):
+    looks = pytest.importorskip("bench.looks")
+    report = made_up()
+    (run,) = report["runs"]
+    del report["scaling"], report["roofline"]["points"][1:]
+    run["unrest"]["1x16M"] = report["roofline"]["points"][0]["unrest"] = 2.0
+    assert "with 1x16M (float32, 2 threads), 100 elements." in reports.busy(report)
     assert reports.busy(report) in reports.markdown(report)
-    assert [str(column.header) for column in reports.tables(report)[0].columns] == ["contender", "1x1k", "1x64k (busy)"]
+    assert "1x16M (busy)" in [str(column.header) for column in reports.tables(report)[0].columns]
     assert [path.name for path in reports.draw(report, tmp_path)] == ["speedup.png"]
-    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["1x1k"]
-    run["unrest"]["1x1k"] = 1.6
+    with looks.styled():
+        titles = [axes.get_title("left").split("\n")[0] for axes in reports.draw_speedup(report).axes]
+    assert titles == ["1,000 numbers", "269,322 numbers in 6 arrays"]
+    run["unrest"] = dict.fromkeys(run["seconds"], 1.6)
     assert reports.draw(report, tmp_path) == []
-    run["unrest"] = {"1x1k": 1.0, "1x64k": 1.1}
+    run["unrest"] = report["roofline"]["points"][0]["unrest"] = 1.1
     assert reports.busy(report) == ""
+    assert [path.name for path in reports.draw(report, tmp_path)] == ["speedup.png", "roofline.png"]
+
+
+@pytest.mark.thread_unsafe(reason="the style of pictures is the process's")
+def test_bars_say_how_long_and_in_whose_colour():
+    looks = pytest.importorskip("bench.looks")
+    report = made_up()
+    times = report["runs"][0]["seconds"]["1x1k"]
+    times["Numba"], times["rmsfast"] = 4e-7, 5e-7
+    with looks.styled():
+        figure = reports.draw_speedup(report)
+    axes = figure.axes[0]
+    drawn = {round(bar.get_y() + bar.get_height() / 2): bar for bar in axes.patches}
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert {rows[k]: bar.get_width() for k, bar in drawn.items()} == {name: times[name] for name in ["rmsfast", *PEERS]}
+    from matplotlib.colors import to_hex
+
+    assert {rows[k]: to_hex(bar.get_facecolor()) for k, bar in drawn.items()} == {n: looks.colour_of(n) for n in rows}
+    assert "0.5 µs" in [text.get_text() for text in axes.texts]
+    assert "0.4 µs   0.80×" in [text.get_text() for text in axes.texts]
+    assert axes.get_title("left") == "1,000 numbers\nfirst: Numba, 0.80×"
+    assert "takes 0.5 µs with rmsfast,\nand 0.8 to" in figure.get_suptitle()
+
+
+@pytest.mark.thread_unsafe(reason="the style of pictures is the process's")
+def test_the_roofline_shades_what_no_step_reaches():
+    looks = pytest.importorskip("bench.looks")
+    roofline = made_up()["roofline"]
+    roofline["points"][-1]["seconds"] |= {"copy loop": roofline["points"][-1]["seconds"]["rmsfast"] / 1.2}
+    with looks.styled():
+        figure = reports.draw_roofline(roofline)
+        (shade,) = figure.axes[0].collections
+        del roofline["points"][0]["seconds"]["rmsfast"], roofline["points"][0]["bound"]
+        for point in roofline["points"]:
+            point.pop("bound", None)
+        assert not reports.draw_roofline(roofline).axes[0].collections
+    assert shade.get_paths()[0].get_extents().y1 == pytest.approx(0.1)
+    assert (
+        figure.get_suptitle()
+        == "On 100 million elements, a step of rmsfast takes 1.20 times as long as moving its bytes"
+    )
+
+
+def test_the_picture_of_trainings_names_those_that_are_off():
+    training = pytest.importorskip("bench.training")
+    names, found = formats_trained()
+    assert training.off_spread(found, names) == ["bfloat16, nearest", "8-bit v, nearest"]
+    assert training.message(found, names).endswith("but for: bfloat16, nearest; 8-bit v, nearest")
+    for name in names[1:]:
+        found["digits"][name] = [[2 * loss for loss in losses] for losses in found["digits"][name]]
+    assert training.message(found, names) == "0 of 8 formats end within the spread of float32's seeds"
+    same = {task: dict.fromkeys(names, runs["float32"]) for task, runs in found.items()}
+    assert training.message(same, names) == "Every format ends within the spread of float32's seeds"
+
+
+def test_the_loops_of_a_bound_change_nothing():
+    """They read and write w and v, which are then what they were."""
+    limits = pytest.importorskip("bench.limits")
+    if limits.shutil.which(limits.os.environ.get("CC", "cc")) is None:
+        pytest.skip("needs a C compiler")
+    assert set(limits.loops()) == set(limits.LOOPS)
+    for size, dtype, count in (1000, "float32", 1), (1000, "float64", 1), (100_000, "float32", 2):
+        arrays = make_arrays([(size,)], dtype)
+        before = [part[0].tobytes() for part in arrays]
+        lower = limits.bounds(arrays, 2)
+        assert len(lower) == count
+        for touch, divisor in lower:
+            touch()
+            assert divisor == 400 if size == 1000 else 2
+        assert [part[0].tobytes() for part in arrays] == before
+
+
+def test_names_are_moved_apart_and_keep_their_order():
+    looks = pytest.importorskip("bench.looks")
+    assert looks.apart([3.0, 0.0, 1.0], 1.0) == [3.0, 0.0, 1.0]
+    assert looks.apart([0.0, 5.0, 0.0], 1.0) == [-0.5, 5.0, 0.5]
+    assert looks.apart([2.0, 2.0, 2.0, 2.0], 0.5) == [1.25, 1.75, 2.25, 2.75]
+    assert looks.apart([0.0, 0.9, 2.1], 1.0) == pytest.approx([-0.05, 0.95, 2.1])
+    assert looks.apart([], 1.0) == []
+
+
+def test_numbers_are_written_as_people_write_them():
+    looks = pytest.importorskip("bench.looks")
+    numbers = [0.3, 2, 1000, 16_384, 10**6, 10**11]
+    assert [*map(looks.plain, numbers)] == ["0.3", "2", "1,000", "16,384", "1 million", "100 billion"]
+
+
+# What is left of a colour, in linear RGB, without one of the three kinds of cones (Machado, Oliveira and Fernandes,
+# "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009, severity 1).
+EYES = {
+    "usual": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def lab(colour, eye):
+    """Return a colour in CIE L*a*b*, as an eye sees it."""
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(np.array(EYES[eye]) @ linear, 0, 1) / np.sum(TO_XYZ, axis=1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_colours_can_be_told_apart(eye):
+    looks = pytest.importorskip("bench.looks")
+    colours = {*looks.COLOURS.values(), looks.FAINT}
+    distances = {(a, b): np.linalg.norm(lab(a, eye) - lab(b, eye)) for a, b in combinations(sorted(colours), 2)}
+    assert min(distances.values()) > 10, min(distances.items(), key=lambda item: item[1])
 
 
 def test_text_is_put_between_the_comments_of_its_command_again_and_again(tmp_path):
