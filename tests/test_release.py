@@ -45,7 +45,7 @@ def test_the_changelog_has_the_version():
     """As the newest section, with its date; or as what the changes that are not released will be."""
     heading, section = changelog()
     if heading == "[Unreleased]":
-        assert f", {VERSION}, will have this." in section.strip().splitlines()[0]
+        assert f", {VERSION}, will contain:" in section.strip().splitlines()[0]
     else:
         date = re.fullmatch(rf"\[{re.escape(VERSION)}\] - ({DATE})", heading)[1]
         assert datetime.date.fromisoformat(date)
