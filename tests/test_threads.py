@@ -476,8 +476,10 @@ def test_threads_that_step_change_settings_save_and_drop_arrays_at_once(tmp_path
 
 
 def test_updates_of_one_array_in_several_threads_at_once():
-    """Each has a plan of its own meanwhile: they are so large that they let other threads run. As the gradients have gaps,
-    each tile looks at the plan."""
+    """Each has a plan of its own meanwhile: they are so large that they let other threads run.
+
+    The gradients have gaps, so that each tile looks at the plan.
+    """
     numbers = np.linspace(-1, 1, 200_000)
 
     def arrays(i):
