@@ -476,24 +476,29 @@ def test_threads_that_step_change_settings_save_and_drop_arrays_at_once(tmp_path
 
 
 def test_updates_of_one_array_in_several_threads_at_once():
-    """Each has a plan of its own meanwhile: they are so large that they let other threads run."""
-    g = np.linspace(-1, 1, 100_000)
-    arrays = [(np.full_like(g, i), np.zeros_like(g)) for i in range(4)]
+    """Each has a plan of its own meanwhile: they are so large that they let other threads run.
 
-    def updates(w, v):
+    The gradients have gaps, so that each tile looks at the plan.
+    """
+    numbers = np.linspace(-1, 1, 200_000)
+
+    def arrays(i):
+        return np.full(100_000, float(i)), np.zeros(100_000), (numbers + i)[::2]
+
+    def updates(w, v, g):
         for _ in range(30):
             rmsfast.rmsprop_update(w, v, g, lr=0.5, num_threads=1)
 
-    workers = [threading.Thread(target=updates, args=each) for each in arrays]
+    shared, alone = [[arrays(i) for i in range(4)] for _ in range(2)]
+    workers = [threading.Thread(target=updates, args=each) for each in shared]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
-    for i, (w, v) in enumerate(arrays):
-        alone = np.full_like(g, i), np.zeros_like(g)
-        updates(*alone)
-        assert_same_bits(w, alone[0])
-        assert_same_bits(v, alone[1])
+    for (w, v, _), each in zip(shared, alone, strict=True):
+        updates(*each)
+        assert_same_bits(w, each[0])
+        assert_same_bits(v, each[1])
 
 
 WAIT = """
@@ -531,7 +536,7 @@ def test_a_wait_for_another_threads_step_can_be_interrupted():
 # ---- Fork ----
 
 TRAIN = """
-import ctypes, multiprocessing, os, signal, sys, threading
+import ctypes, multiprocessing, os, signal, sys, threading, time
 import numpy as np
 import rmsfast
 from rmsfast._core.threads import _team_size, _tune
@@ -674,6 +679,7 @@ def schedule(step):
     inside.append(step)
     begun.set()
     end.wait()
+    time.sleep(0.001)
     assert inside == [step], "two steps at once"
     inside.remove(step)
     return 0.5
