@@ -52,7 +52,7 @@ def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write a figure to a file, with a note in small letters below it."""
     if note:
         figure.supxlabel(note, fontsize=6.5, color=SMALL, fontweight="normal")
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs={"optimize": True})
 
 
 def colour_of(name: str) -> str:
