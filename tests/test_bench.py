@@ -152,11 +152,69 @@ def pictures():
         }
 
 
-def words_of(figure):
+def drawn_by_example(name):
+    """Return the picture of an example; one that learns for seconds is given made-up results."""
+    from rich.console import Console
+
+    source = pytest.importorskip("bench.training").example(name)
+    path, rng = io.BytesIO(), np.random.default_rng(0)
+    if name == "ravine":
+        functions = {"ravine": source.ravine_gradient, "rotated": source.rotated_gradient}
+        walks = {
+            kind: {label: source.walk(make, gradient) for label, make in source.OPTIMIZERS.items()}
+            for kind, gradient in functions.items()
+        }
+        source.draw(walks, path)
+    elif name == "linear_regression":
+        x = rng.standard_normal((100, 2))
+        y = x @ source.TRUE_WEIGHTS + 0.1 * rng.standard_normal(100)
+        _, losses, walk = source.train(x, y, Console(quiet=True))
+        source.draw(losses, walk, np.linalg.lstsq(x, y, rcond=None)[0], x, y, path)
+    elif name == "digits":
+        runs = [source.Run(make) for make in (source.rmsfast.RMSProp, source.PlainRMSProp)]
+        for run, step in zip(runs, (4e-5, 1.4e-4), strict=True):
+            run.losses, run.step_seconds = list(np.geomspace(2, 1e-4, 1290)), [step]
+        source.draw(*runs, (rng.random((20, 64), np.float32), rng.integers(0, 10, 20)), path)
+    else:
+        vectors = rng.standard_normal((source.FREQUENT, 8))
+        vocabulary = [f"some_word_{i}" for i in range(source.FREQUENT)]
+        source.draw(vectors, vocabulary, list(np.geomspace(3, 2, 2000)), path)
+    return source.plt.gcf()
+
+
+EXAMPLES = {  # the beginning of the title, and words that have to be there
+    "ravine": ("RMSProp evens out a ravine along the axes", ["start", "minimum", "Across them, it ends\nat 0.34"]),
+    "linear_regression": (
+        "RMSProp finds the least-squares solution within 0.00000",
+        ["loss above the minimum", "start"],
+    ),
+    "digits": ("The bits of plain NumPy, and each step 3.5 times as fast", ["40 µs", "140 µs"]),
+    "word_vectors": ("Words that Python's documentation uses alike", ["Training"]),
+}
+
+
+@pytest.mark.thread_unsafe(reason="pyplot is the process's")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_pictures_of_examples_say_what_they_show(name):
+    for package in ("sklearn", "threadpoolctl"):
+        pytest.importorskip(package)
+    figure = drawn_by_example(name)
+    title, expected = EXAMPLES[name]
+    assert figure.get_suptitle().startswith(title)
+    words = words_of(figure, note="")
+    assert set(expected) <= {text for text, _ in words}
+    assert_apart(name, figure, words)
+    if name == "digits":
+        assert [text for text, _ in words if text.startswith("is ")]
+    if name == "word_vectors":
+        assert sum(text.count("some_word_") for text, _ in words) > 40
+
+
+def words_of(figure, note="a note " * 10):
     """Return the visible texts of a figure with their places, as it is saved."""
     from matplotlib.text import Text
 
-    looks.save(figure, io.BytesIO(), "" if figure.legends else "a note " * 10)
+    looks.save(figure, io.BytesIO(), "" if figure.legends else note)
     ticks = [
         (axis, tick)
         for axes in figure.axes
@@ -175,14 +233,16 @@ def words_of(figure):
 @pytest.mark.thread_unsafe(reason="the style of pictures is the process's")
 def test_no_word_of_a_picture_lies_on_another_or_leaves_it():
     for name, figure in pictures().items():
-        words = words_of(figure)
-        assert len(words) > 10
-        for text, place in words:
-            box = figure.bbox
-            assert place.x0 >= box.x0 and place.x1 <= box.x1 and place.y0 >= box.y0 and place.y1 <= box.y1, (name, text)
-        for k, (text, place) in enumerate(words):
-            covered = [other for other, its in words[k + 1 :] if place.padded(-2).overlaps(its.padded(-2))]
-            assert not covered, (name, text, covered)
+        assert_apart(name, figure, words_of(figure))
+
+
+def assert_apart(name, figure, words):
+    assert len(words) > 10
+    box = figure.bbox
+    for k, (text, place) in enumerate(words):
+        assert place.x0 >= box.x0 and place.x1 <= box.x1 and place.y0 >= box.y0 and place.y1 <= box.y1, (name, text)
+        covered = [other for other, its in words[k + 1 :] if place.padded(-2).overlaps(its.padded(-2))]
+        assert not covered, (name, text, covered)
 
 
 @pytest.mark.thread_unsafe(reason="the style of pictures is the process's")
