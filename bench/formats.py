@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import rmsfast
+from bench import looks
 from bench.__main__ import cpu_name
 from bench.contenders import BETA, EPS, LR
 from bench.pages import DOCS, put
@@ -181,10 +183,8 @@ def markdown_of(case: str, run: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def draw(report: dict):
+def draw(report: dict) -> Figure:
     """One row for each format: the bytes that it keeps, and its time in the first two cases."""
-    from bench import looks
-
     shown = dict(list(report.items())[:2])
     found = next(iter(shown.values()))["found"]
     names = sorted(found, key=lambda name: (not found[name]["ours"], -found[name]["kept"]))  # rmsfast's, then others'
@@ -257,8 +257,6 @@ def main() -> None:
     if busy := [case for case, run in report.items() if run["unrest"] > BUSY]:
         console.print(f"the machine was busy in {' and '.join(busy)}: no picture is drawn of that")
         return
-    from bench import looks
-
     picture = DOCS / "formats.png" if options.publish else options.output
     with looks.styled():
         looks.save(draw(report), picture, "circles: rmsfast; diamonds: others; the gray line: rmsfast in float32")

@@ -1,6 +1,6 @@
 /* Loops to hold a step against: its memory traffic with almost no arithmetic, and the same with one square root and one
-   quotient for each element, the root by the divider or by FMA; and a bound. bench/limits.py compiles this for the machine that it runs
-   on. */
+   quotient for each element, the root by the divider or by FMA; and a bound. bench/limits.py compiles this for the machine
+   that it runs on. */
 #include <math.h>
 #include <stddef.h>
 

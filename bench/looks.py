@@ -1,4 +1,4 @@
-"""How the pictures look: a colour for each contender, the same in all; sizes for a page 800 pixels wide; numbers."""
+"""How the pictures look: a colour for each contender, the same in all; sizes for a page 800 pixels wide."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +52,7 @@ def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write a figure to a file, with a note in small letters below it."""
     if note:
         figure.supxlabel(note, fontsize=6.5, color=SMALL, fontweight="normal")
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs={"optimize": True})
 
 
 def colour_of(name: str) -> str:
@@ -79,9 +79,8 @@ def plain_numbers(*axes: Axis, subs: Sequence[float] = (1,)) -> None:
 def apart(places: Sequence[float], gap: float) -> list[float]:
     """Return places in the same order that are at least a gap apart, and moved as little as possible."""
     order = np.argsort(places, kind="stable")
-    groups: list[
-        list[float]
-    ] = []  # neighbours that touch: the sum of their places less the gaps before them, and how many
+    # Of neighbours that touch: the sum of their places, less the gaps before each, and how many they are.
+    groups: list[list[float]] = []
     for k, i in enumerate(order):
         groups.append([places[i] - k * gap, 1])
         while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:

@@ -5,9 +5,10 @@ import math
 import textwrap
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
-from bench import scaling
+from bench import looks, scaling
 from bench.contenders import CASES, OURS
 from bench.limits import COPY, LOOPS
 from bench.pages import put
@@ -144,8 +145,6 @@ def write(report: dict, folder: Path) -> list[Path]:
 
 def draw(report: dict, folder: Path) -> list[Path]:
     """Draw what the report has into a folder; return the pictures' paths."""
-    from bench import looks
-
     drawn = {}
     with looks.styled():
         if shown(report["runs"][0]):
@@ -204,10 +203,8 @@ def speedup_message(times: dict[str, float], case: str) -> str:
     return f"{ours},\nand {span} times as long with others"
 
 
-def draw_speedup(report: dict):
+def draw_speedup(report: dict) -> Figure:
     """Bars for some cases of the first run: microseconds, and how many times as long as rmsfast."""
-    from bench import looks
-
     run = report["runs"][0]
     cases = shown(run)
     names = [name for name in contenders_of(run) if name not in LOOPS]
@@ -246,22 +243,18 @@ def draw_speedup(report: dict):
 
 def roofline_message(points: list[dict]) -> str:
     """Say what the largest size shows."""
-    from bench.looks import plain
-
     last = max(points, key=lambda point: point["size"])
-    times, size = last["seconds"], plain(last["size"])
+    times, size = last["seconds"], looks.plain(last["size"])
     if COPY not in times:
         return f"On {size} elements, a step of {OURS} takes {times[OURS] / last['size'] * 1e9:.2g} ns an element"
     ratio = times[OURS] / times[COPY]
-    much = "as long" if 0.95 < ratio < 1.05 else f"{ratio:.2f} times as long"
-    return f"On {size} elements, a step of {OURS} takes {much} as moving its bytes"
+    much = "as long as moving its bytes" if 0.95 < ratio < 1.05 else f"{ratio:.2f} times as long as the copy loop"
+    return f"On {size} elements, a step of {OURS} takes {much}"
 
 
-def draw_roofline(roofline: dict):
+def draw_roofline(roofline: dict) -> Figure:
     """Lines: time per element against size, with the loops, and below them what no step can reach. The peers end where
     they do not all fit into memory."""
-    from bench import looks
-
     quiet = sorted((point for point in roofline["points"] if not is_busy(point)), key=lambda point: point["size"])
     figure = looks.picture(5)
     axes = figure.subplots()
@@ -293,10 +286,8 @@ def draw_roofline(roofline: dict):
         sizes, bound = zip(*bounds, strict=True)
         bottom = min(bound) / 3
         axes.fill_between(sizes, bound, bottom, color=looks.SHADE, linewidth=0, zorder=0)
-        axes.annotate(
-            "No step gets here: to read and write w and v alone takes longer", (sizes[0], bottom), (4, 5),
-            textcoords="offset points",
-        )  # fmt: skip
+        words = "No step gets here: to read and write w and v alone takes longer"
+        axes.annotate(words, (sizes[0], bottom), (4, 5), textcoords="offset points")
         axes.set_ylim(bottom=bottom)
     axes.set_xlim(first / 22, quiet[-1]["size"] * 2)
     looks.plain_numbers(axes.xaxis, axes.yaxis)
@@ -304,5 +295,5 @@ def draw_roofline(roofline: dict):
     axes.minorticks_off()
     axes.grid(axis="y", alpha=0.25)
     axes.set(xlabel=f"elements of one parameter, {roofline['dtype']}, {threads_of(roofline)}", ylabel="ns an element")
-    figure.suptitle(f"{roofline_message(quiet)}")
+    figure.suptitle(roofline_message(quiet))
     return figure

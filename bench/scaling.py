@@ -8,11 +8,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import rmsfast
+from bench import looks
 from bench.contenders import OURS, Arrays, make_arrays, rmsfast_step
 from bench.limits import COPY, loops, teams
 from bench.timing import minima
@@ -63,8 +65,6 @@ def main() -> None:
     console.print(
         f"{slope * 1e9:.1f} ns for each array of {ELEMENTS_OF_EACH}, beside {offset * 1e9:.0f} ns for the step"
     )
-    from bench import looks
-
     with looks.styled():
         looks.save(draw(found), options.output)
     console.print(f"written: {options.output}")
@@ -94,10 +94,8 @@ def measure_all(threads: int, seconds: float) -> dict:
         }
 
 
-def draw(found: dict):
+def draw(found: dict) -> Figure:
     """Draw what an element, an array and a thread cost or gain; each title says it."""
-    from bench import looks
-
     figure = looks.picture(3.3)
     left, middle, right = figure.subplots(1, 3)
     draw_elements(left, found["elements"], found["threads"])
@@ -107,8 +105,6 @@ def draw(found: dict):
 
 
 def draw_elements(axes, points: list[dict], threads: int) -> None:
-    from bench import looks
-
     counts = [point["count"] / 1e6 for point in points]
     names = [name for name in (OURS, COPY) if name in points[0]]
     lines = {name: [point[name] / point["count"] * 1e9 for point in points] for name in names}
@@ -129,8 +125,6 @@ def draw_elements(axes, points: list[dict], threads: int) -> None:
 
 
 def draw_arrays(axes, points: list[dict]) -> None:
-    from bench import looks
-
     counts = np.array([point["count"] for point in points])
     times = np.array([point[OURS] for point in points]) * 1e9
     slope, offset = line_through(counts, times)
@@ -149,8 +143,6 @@ def draw_arrays(axes, points: list[dict]) -> None:
 
 
 def draw_teams(axes, points: list[dict]) -> None:
-    from bench import looks
-
     counts = [point["count"] for point in points]
     milliseconds = [point[OURS] * 1e3 for point in points]
     bars = axes.bar(range(len(counts)), milliseconds, 0.6, color=looks.OURS)

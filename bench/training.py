@@ -15,12 +15,16 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 import rmsfast
+from bench import looks
 from bench.codes import Float8
 from bench.pages import DOCS, put
 
@@ -255,14 +259,9 @@ def markdown_of(found: dict, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: dict, names: list[str]):
+def draw(found: dict, names: list[str]) -> Figure:
     """Curves: the mean of the seeds for each format, smoothed, and float32's seeds in gray. Formats that are within the
     spread have one colour, the others one each."""
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator, NullFormatter
-
-    from bench import looks
-
     off = dict(zip(off_spread(found, names), ["#d55e00", "#e69f00", "#cc79a7", "#009e73"] * len(names), strict=False))
     figure = looks.picture(3.7)
     panels = figure.subplots(1, len(found), squeeze=False)
@@ -364,8 +363,6 @@ def main() -> None:
                         found[label][name].append(TASKS[label](known[name], seed))
                     progress.advance(task)
     console.print(table_of(found, names, options.seeds))
-    from bench import looks
-
     picture = DOCS / "formats_training.png" if options.publish else options.output
     with looks.styled():
         looks.save(draw(found, names), picture)

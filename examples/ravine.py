@@ -110,14 +110,9 @@ OPTIMIZERS = {
     "Adam, η 0.8": lambda x: Adam(x, 0.8),
     RMSPROP: rmsprop(),
 }
-# Colours of Okabe and Ito, which the colour-blind can tell apart.
-LOOKS = dict(
-    zip(
-        OPTIMIZERS,
-        zip(["#444444", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2"], "vs^Dxo", strict=True),
-        strict=True,
-    )
-)
+# Colours of Okabe and Ito, which the colour-blind can tell apart, and markers.
+COLORS = "#444444", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2"
+LOOKS = dict(zip(OPTIMIZERS, zip(COLORS, "vs^Dxo", strict=True), strict=True))
 
 
 def walk(make_optimizer, gradient, steps=STEPS):
@@ -174,9 +169,9 @@ def draw_decay(axes):
     for gamma, color in zip([0.0, 0.5, 0.9, 0.99, 1.0], colors, strict=True):
         values = [ravine(x) for x in walk(rmsprop(gamma), ravine_gradient)]
         axes.semilogy(values, color=color, marker="o", markersize=2.5, linewidth=2.4 if gamma == 0.9 else 1.1)
-        place = {1.0: (2.4, 1e9), 0.99: (14.5, 3e-9), 0.9: (20.5, values[-1]), 0.5: (20.5, 5.0), 0.0: (20.5, 0.02)}[
-            gamma
-        ]
+        place = {0.0: (20.5, 0.02), 0.5: (20.5, 5.0), 0.99: (14.5, 3e-9), 1.0: (2.4, 1e9)}.get(
+            gamma, (20.5, values[-1])
+        )
         words = "γ = 1: v stays at 0, and a step\nis g·η/√ε, a thousand times g·η" if gamma == 1 else f"γ = {gamma:g}"
         axes.annotate(words, place, color=color, va="center", size=8)
     axes.set(xlabel="step", ylabel="f(x)", ylim=(1e-12, 1e12), xlim=(-1, 26), xticks=range(0, STEPS + 1, 5))
