@@ -1,7 +1,7 @@
 """`ShardedRMSProp`: RMSProp for data-parallel training on MPI, its state divided among the ranks.
 
-Needs mpi4py and an MPI: ``pip install "rmsfast[mpi]"`` installs both. On a cluster, mpi4py built against the system's
-MPI serves. docs/distributed.md says what a step moves and how long that takes.
+Needs mpi4py and an MPI: ``pip install mpi4py mpich`` installs both. On a cluster, mpi4py built against the system's MPI
+serves. docs/distributed.md says what a step moves and how long that takes.
 """
 
 import inspect
@@ -18,7 +18,7 @@ try:
 except ImportError as _missing:
     raise ImportError(
         f"rmsfast.mpi: mpi4py cannot be imported ({_missing}), expected mpi4py and an MPI: "
-        'pip install "rmsfast[mpi]" installs both'
+        "pip install mpi4py mpich installs both"
     ) from _missing
 
 from rmsfast._core import steps
