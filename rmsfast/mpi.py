@@ -150,7 +150,8 @@ class ShardedRMSProp(Settings):
 
         self._together(type(self).__name__, prepare)
         self.sync()  # first, because some state begins as the parameters do
-        threads = num_threads if num_threads is not None else fair_threads(self._comm)
+        share = fair_threads(self._comm)  # asks all ranks, so also those where `num_threads` is given
+        threads = share if num_threads is None else num_threads
         labels = [label_of("grads", key, self._plan.single) for key in self._plan.keys]
 
         def divide() -> Facts:

@@ -730,6 +730,16 @@ def check_functions_of_the_users_own():
     assert_same(ours, opt, plain, expected)
 
 
+def check_num_threads_on_one_rank_alone():
+    """Who gives none finds out how many ranks share the machine's cores, and needs all of them for that."""
+    w = np.ones(10)
+    opt = ShardedRMSProp(w, lr=0.1, num_threads=1 if rank == size - 1 else None)
+    opt.step(np.full(10, 2.0))
+    expected = np.ones(10)
+    rmsfast.RMSProp(expected, lr=0.1).step(np.full(10, 2.0))
+    assert_same_bits(w, expected)
+
+
 # ---- What it costs ----
 
 
