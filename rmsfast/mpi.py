@@ -463,7 +463,10 @@ class ShardedRMSProp(Settings):
         return self._restore("load", lambda whole, given: whole.load(path, settings=given), settings)
 
     def _restore(self, call: str, load: Callable[[RMSProp, bool], Any], settings: Any) -> Any:
-        """Let rank 0 load into an optimizer of one process, which checks everything. Then divide what that has."""
+        """Let rank 0 load into an optimizer of one process, which checks everything. Then divide what that has.
+
+        No schedule is asked: that of one rank might raise, and the next step asks it anyway.
+        """
         whole: RMSProp | None = None
         extra, with_settings = None, True
 
@@ -481,7 +484,6 @@ class ShardedRMSProp(Settings):
         told = divide_state(self._engine, self._plan, whole, extra, self._changed if with_settings else None)
         self._steps = told["steps"]
         self._skipped = told["skipped"] if call == "load" else self._skipped
-        self._changed.up = True  # the next step reads the settings, where an error of a schedule is raised on all ranks
         if whole is not None and call == "load":
             for w, new in zip(self._arrays, whole._front.plan.params, strict=True):
                 w[...] = new
