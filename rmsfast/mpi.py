@@ -1,7 +1,7 @@
 """`ShardedRMSProp`: RMSProp for data-parallel training on MPI, its state divided among the ranks.
 
-Needs mpi4py and an MPI: ``pip install "rmsfast[mpi]"`` installs both. On a cluster, mpi4py built against the system's
-MPI serves. docs/distributed.md says what a step moves and how long that takes.
+Needs mpi4py and an MPI: ``pip install mpi4py mpich`` installs both. On a cluster, mpi4py built against the system's MPI
+serves. docs/distributed.md says what a step moves and how long that takes.
 """
 
 import inspect
@@ -18,7 +18,7 @@ try:
 except ImportError as _missing:
     raise ImportError(
         f"rmsfast.mpi: mpi4py cannot be imported ({_missing}), expected mpi4py and an MPI: "
-        'pip install "rmsfast[mpi]" installs both'
+        "pip install mpi4py mpich installs both"
     ) from _missing
 
 from rmsfast._core import steps
@@ -41,6 +41,7 @@ from rmsfast.settings import (
     as_settings,
     count_of,
     elements_of,
+    is_own,
     no_such_setting,
     number_at,
     read_settings,
@@ -146,11 +147,17 @@ class ShardedRMSProp(Settings):
             self._front = steps.ArrayFront(self._changed, read_settings, num_threads, None, stateless=True)
             self._take_params(params, {"lr": lr, "beta": beta, "eps": eps, **settings})
             self._refresh()
-            return {"average": repr(self._average), "bucket_bytes": repr(size), **self._form(), **self._told()}
+            return {
+                "average": repr(self._average),
+                "bucket_bytes": repr(size),
+                **self._form(),
+                **self._told(self._values),
+            }
 
         self._together(type(self).__name__, prepare)
         self.sync()  # first, because some state begins as the parameters do
-        threads = num_threads if num_threads is not None else fair_threads(self._comm)
+        share = fair_threads(self._comm)  # asks all ranks, so also those where `num_threads` is given
+        threads = share if num_threads is None else num_threads
         labels = [label_of("grads", key, self._plan.single) for key in self._plan.keys]
 
         def divide() -> Facts:
@@ -203,11 +210,11 @@ class ShardedRMSProp(Settings):
             form[label_of("params", key, plan.single)] = f"{w.dtype} of shape {w.shape} in {order} order"
         return form
 
-    def _told(self) -> dict[str, str]:
-        """Return the settings and the count of steps, in words, by label."""
+    def _told(self, settings: list[dict[str, Any]]) -> dict[str, str]:
+        """Return the settings of each group and the count of steps, in words, by label."""
         told = {
-            f"param_groups[{i}][{name!r}]": repr(value)
-            for i, values in enumerate(self._values)
+            f"param_groups[{i}][{name!r}]": "a function of your own" if is_own(value) else repr(value)
+            for i, values in enumerate(settings)
             for name, value in values.items()
         }
         return {**told, "steps": repr(self._steps)}
@@ -308,7 +315,7 @@ class ShardedRMSProp(Settings):
 
     def _told_of_step(self, line: list[Any], scale: float, erases: bool) -> Facts:
         """Return what this rank was about to do, in words, by label."""
-        told = {"grad_scale": repr(scale), "zero_grads": repr(erases), **self._told()}
+        told = {"grad_scale": repr(scale), "zero_grads": repr(erases), **self._told(self._values)}
         for label, g in zip(self._engine.labels, line, strict=True):
             told[label] = "None" if g is None else "rows" if isinstance(g, SummedRows) else "an array"
         return told
@@ -318,6 +325,9 @@ class ShardedRMSProp(Settings):
     def sync(self) -> None:
         """Copy rank 0's parameters to all ranks, as it is done at the start."""
         self._together("sync", self._checked)
+        self._copy_from_rank_0()
+
+    def _copy_from_rank_0(self) -> None:
         for w in self._arrays:
             numbers = flat(w).view(np.uint8)
             for start in range(0, len(numbers), MOST_BYTES):
@@ -342,11 +352,9 @@ class ShardedRMSProp(Settings):
         self._together("check_synced", prepare)
 
     def _checked(self) -> dict[str, str]:
-        """Refuse parameters that were moved, and return what this rank has, in words."""
+        """Refuse parameters that were moved, and return what this rank has, in words. No schedule is asked."""
         self._front.check([None] * len(self._arrays), False)
-        if self._changed.up:
-            self._refresh()
-        return self._told()
+        return self._told([group.settings() for group in self._plan.groups])
 
     # ---- State and checkpoints ----
 
@@ -455,7 +463,10 @@ class ShardedRMSProp(Settings):
         return self._restore("load", lambda whole, given: whole.load(path, settings=given), settings)
 
     def _restore(self, call: str, load: Callable[[RMSProp, bool], Any], settings: Any) -> Any:
-        """Let rank 0 load into an optimizer of one process, which checks everything. Then divide what that has."""
+        """Let rank 0 load into an optimizer of one process, which checks everything. Then divide what that has.
+
+        No schedule is asked: that of one rank might raise, and the next step asks it anyway.
+        """
         whole: RMSProp | None = None
         extra, with_settings = None, True
 
@@ -473,12 +484,11 @@ class ShardedRMSProp(Settings):
         told = divide_state(self._engine, self._plan, whole, extra, self._changed if with_settings else None)
         self._steps = told["steps"]
         self._skipped = told["skipped"] if call == "load" else self._skipped
-        self._is_cut_off = False
-        self._refresh()
         if whole is not None and call == "load":
             for w, new in zip(self._arrays, whole._front.plan.params, strict=True):
                 w[...] = new
-        self.sync()
+        self._copy_from_rank_0()
+        self._is_cut_off = False
         return told["extra"]
 
     # ---- What it is ----

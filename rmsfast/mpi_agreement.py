@@ -5,6 +5,7 @@ arguments are refused leaves no other one waiting.
 """
 
 import builtins
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -69,8 +70,9 @@ def difference(told: list[dict[str, Any]]) -> Exception:
         if len(first) > 2:
             return OSError(first[2], first[1] + where, first[3])
         kind = getattr(builtins, first[0], None)
-        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
-            return kind(first[1] + where)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            with contextlib.suppress(TypeError):  # of those that are not made from one text, as an ExceptionGroup
+                return kind(first[1] + where)
         return RuntimeError(f"{first[0]}: {first[1]}{where}")
     facts = [each["facts"] for each in told]
     labels = dict.fromkeys(label for each in facts for label in each)

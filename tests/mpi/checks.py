@@ -728,6 +728,98 @@ def check_functions_of_the_users_own():
     opt.load_state_dict(opt.state_dict())
     assert opt.lr is own
     assert_same(ours, opt, plain, expected)
+    if size > 1:
+        opt.lr = own if rank == 0 else 0.5
+        error = assert_all_raise(opt.sync, ValueError)
+        assert "param_groups[0]['lr']: 0.5 on rank" in str(error), error
+        assert "expected a function of your own, as on rank 0" in str(error), error
+
+
+def check_a_finished_run_is_loaded_though_its_schedule_ends():
+    """A schedule is asked when a step needs its number, and not before."""
+    folder = Path(comm.bcast(tempfile.mkdtemp() if rank == 0 else None))
+    last = 3
+
+    def schedule(step):
+        if step == last:
+            raise IndexError("lr: no number, expected fewer steps")
+        return 0.1 / (1 + step)
+
+    _, opt, plain, expected = pair(lr=schedule, momentum=0.9)
+    for step in range(last):
+        each = gradients(step, np.float32)
+        opt.step(each[rank])
+        expected.step(summed(each), grad_scale=1 / size)
+    opt.save(folder / "run.npz")
+    for with_settings in (True, False):
+        loaded = arrays(4, np.float32)
+        resumed = ShardedRMSProp(loaded, lr=schedule, momentum=0.9)
+        resumed.load(folder / "run.npz", settings=with_settings)
+        assert_same(loaded, resumed, plain, expected)
+        resumed.save(folder / "again.npz")
+        resumed.sync()
+        resumed.check_synced()
+        assert_all_raise(lambda r=resumed, g=each[rank]: r.step(g), IndexError)
+        assert_same(loaded, resumed, plain, expected)
+    again = arrays(5, np.float32)
+    alone = rmsfast.RMSProp(again, lr=schedule)
+    alone.load(folder / "again.npz")
+    assert_same(loaded, resumed, again, alone)
+    other = ShardedRMSProp(arrays(5, np.float32), lr=schedule, momentum=0.9)
+    other.load_state_dict(opt.state_dict())
+    assert other.steps == last
+    for each_opt in (resumed, expected):
+        each_opt.lr = 0.02
+    each = gradients(9, np.float32)
+    resumed.step(each[rank])
+    expected.step(summed(each), grad_scale=1 / size)
+    assert_same(loaded, resumed, plain, expected)
+
+
+def check_a_schedule_that_fails_on_one_rank():
+    folder = Path(comm.bcast(tempfile.mkdtemp() if rank == 0 else None))
+    faults = [
+        (ValueError("lr: none, expected one"), ValueError, "lr: none, expected one"),
+        (ExceptionGroup("lr: none, expected one", [KeyError(1)]), RuntimeError, "ExceptionGroup: lr: none"),
+        (UnicodeDecodeError("ascii", b"\xff", 0, 1, "x, expected y"), RuntimeError, "UnicodeDecodeError: 'ascii'"),
+    ]
+    ours, opt, plain, expected = pair()
+    each = gradients(0, np.float32)
+    opt.step(each[rank])
+    expected.step(summed(each), grad_scale=1 / size)
+    opt.save(folder / "run.npz")
+    state = opt.state_dict(root=0)
+    for fault, kind, says in faults:
+
+        def schedule(step, fault=fault):
+            if rank == 0 and step == 1:
+                raise fault
+            return 0.1
+
+        for load in (
+            lambda opt: opt.load(folder / "run.npz", settings=False),
+            lambda opt: opt.load_state_dict(state, settings=False),
+        ):
+            loaded = [w.copy() for w in ours]
+            resumed = ShardedRMSProp(loaded, lr=schedule)
+            load(resumed)
+            assert resumed.steps == 1
+            error = assert_all_raise(lambda r=resumed, g=each[rank]: r.step(g), kind)
+            assert says in str(error), error
+            assert size == 1 or str(error).endswith("(on rank 0)"), error
+            resumed.check_synced()
+            for w, e in zip(loaded, plain, strict=True):
+                assert_same_bits(w, e)
+
+
+def check_num_threads_on_one_rank_alone():
+    """Who gives none finds out how many ranks share the machine's cores, and needs all of them for that."""
+    w = np.ones(10)
+    opt = ShardedRMSProp(w, lr=0.1, num_threads=1 if rank == size - 1 else None)
+    opt.step(np.full(10, 2.0))
+    expected = np.ones(10)
+    rmsfast.RMSProp(expected, lr=0.1).step(np.full(10, 2.0))
+    assert_same_bits(w, expected)
 
 
 # ---- What it costs ----
