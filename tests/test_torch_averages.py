@@ -264,3 +264,40 @@ def test_the_same_in_backward():
             optimizer.step()
         results.append([*map(torch.Tensor.detach, model.parameters()), *averages_of(optimizer)])
     assert_equal(*results)
+
+
+@pytest.mark.parametrize("setting", ["clip_weights", "clip_value"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_limit_that_is_infinite_in_the_dtype_is_none(setting, dtype, native):
+    """A step through PyTorch's operations, as on a parameter with gaps, must not fail halfway."""
+    limit = {torch.float16: 1e6, torch.bfloat16: 3.4e38, torch.float32: 1e39}[dtype]
+    numbers = torch.tensor([1, torch.finfo(dtype).max, -float("inf"), 0], dtype=dtype)
+    p, twin = (torch.nn.Parameter(numbers.clone() if native else torch.stack([numbers] * 2, 1)[:, 0]) for _ in range(2))
+    optimizer, other = ours.RMSprop([p], lr=0.25, **{setting: limit}), ours.RMSprop([twin], lr=0.25)
+    p.grad, twin.grad = torch.ones(4, dtype=dtype), torch.ones(4, dtype=dtype)
+    optimizer.step()
+    other.step()
+    assert bool(optimizer._others) is not native
+    assert torch.equal(p, twin)
+    assert int(optimizer.state[p]["step"]) == 1
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_limit_between_the_largest_number_and_infinity_is_the_largest(native):
+    numbers = torch.tensor([1.0, float("inf"), -float("inf")], dtype=torch.float16)
+    p = torch.nn.Parameter(numbers if native else torch.stack([numbers] * 2, 1)[:, 0])
+    optimizer = ours.RMSprop([p], lr=0.0, clip_weights=65_510.0)
+    p.grad = torch.ones(3, dtype=torch.float16)
+    optimizer.step()
+    assert p.tolist() == [1, 65_504, -65_504]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_infinite_gradient_in_half_precision_is_clipped(native):
+    numbers = torch.ones(3, dtype=torch.float16)
+    p = torch.nn.Parameter(numbers if native else torch.stack([numbers] * 2, 1)[:, 0])
+    optimizer = ours.RMSprop([p], lr=0.5, alpha=0.0, eps=0.0, clip_value=1e6)
+    p.grad = torch.tensor([float("inf"), -float("inf"), 2.0], dtype=torch.float16)
+    optimizer.step()
+    assert p.tolist() == [0.5, 1.5, 0.5]
