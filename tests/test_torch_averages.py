@@ -301,3 +301,23 @@ def test_an_infinite_gradient_in_half_precision_is_clipped(native):
     p.grad = torch.tensor([float("inf"), -float("inf"), 2.0], dtype=torch.float16)
     optimizer.step()
     assert p.tolist() == [0.5, 1.5, 0.5]
+
+
+@pytest.mark.parametrize("raising", [False, True])
+def test_what_can_be_given_back_is_given_back(raising):
+    params = parameters(shapes=((4,), (3,), (), (5,)))
+    optimizer = ours.RMSprop(params, **SETTINGS)
+    train(optimizer, 2)
+    own = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match=r"^parameter 1: now of shape \(7,\), expected \(3,\), as before averages\(\)"):
+        with optimizer.averages():
+            params[1].data = torch.ones(7)
+            params[2].data = torch.ones(2)  # to which a single number could be copied
+            if raising:
+                raise KeyError
+    assert_equal([params[0].detach(), params[3].detach()], [own[0], own[3]])
+    assert_equal([params[1].detach(), params[2].detach()], [torch.ones(7), torch.ones(2)])
+    for i in 1, 2:
+        params[i].data = own[i]
+    train(optimizer)
+    assert {int(entry["step"]) for entry in optimizer.state.values()} == {3}
