@@ -20,6 +20,7 @@ def in_their_place(optimizer: Any) -> Iterator[None]:
         )
     params = [p for group in groups for p in group["params"] if "ema" in optimizer.state.get(p, ())]
     kept = [p.detach().clone(memory_format=torch.preserve_format) for p in params]
+    errors: list[Exception] = []
     try:
         optimizer._averaging = True
         optimizer._alone = None  # so that a step asks
@@ -30,8 +31,24 @@ def in_their_place(optimizer: Any) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for p, own in zip(params, kept, strict=True):
-                p.copy_(own)
+                try:
+                    give_back(optimizer, p, own)
+                except Exception as error:  # the others come back all the same
+                    errors.append(error)
         optimizer._averaging = False
+        if errors:
+            raise errors[0]
+
+
+def give_back(optimizer: Any, p: torch.Tensor, own: torch.Tensor) -> None:
+    """Give a parameter its own numbers back, or raise."""
+    if p.shape != own.shape:
+        i = next(i for i, q in enumerate(q for group in optimizer.param_groups for q in group["params"]) if q is p)
+        raise RuntimeError(
+            f"parameter {i}: now of shape {tuple(p.shape)}, expected {tuple(own.shape)}, as before averages(). It did "
+            "not get its own numbers back"
+        )
+    p.copy_(own)
 
 
 def refuse(optimizer: Any, what: str) -> None:

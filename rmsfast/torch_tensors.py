@@ -282,19 +282,20 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], f
         p, grad = torch.view_as_real(p), torch.view_as_real(grad.resolve_conj())
         arrays = {name: torch.view_as_real(value) for name, value in arrays.items()}
     lr, beta, eps, momentum = (settings[name] for name in ("lr", "beta", "eps", "momentum"))
+    grad = grad.to(arrays["square_avg"].dtype)
 
     if factor != 1:
         grad = grad * factor
-    if settings["clip_value"] is not None:
-        grad = grad.clamp(-settings["clip_value"], settings["clip_value"])
+    clip_value, clip_weights = (limit_in(settings[name], t) for name, t in (("clip_value", grad), ("clip_weights", p)))
+    if clip_value is not None:
+        grad = grad.clamp(-clip_value, clip_value)
     if settings["maximize"]:
         grad = -grad
     if settings["weight_decay"] != 0:
         if settings["decoupled_weight_decay"]:
             p.mul_(1 - lr * settings["weight_decay"])
         else:
-            grad = grad.add(p, alpha=settings["weight_decay"])
-    grad = grad.to(arrays["square_avg"].dtype)
+            grad = grad.add(p.to(grad.dtype), alpha=settings["weight_decay"])
     average = arrays["square_avg"].mul_(beta).addcmul_(grad, grad, value=1 - beta)
     correction = 1 / (1 - beta ** float(entry["step"])) if settings["bias_correction"] else 1.0
     if settings["bias_correction"]:
@@ -312,7 +313,16 @@ def update(p: Tensor, grad: Tensor, entry: Entry, settings: Mapping[str, Any], f
             p.add_(grad.div(divisor).mul_(inside).add_(buffer, alpha=momentum), alpha=-outside)
         else:
             p.add_(buffer, alpha=-outside)
-    if settings["clip_weights"] is not None:
-        p.clamp_(-settings["clip_weights"], settings["clip_weights"])
+    if clip_weights is not None:
+        p.clamp_(-clip_weights, clip_weights)
     if settings["ema_decay"] is not None:
         arrays["ema"].mul_(settings["ema_decay"]).add_(p, alpha=1 - settings["ema_decay"])
+
+
+def limit_in(limit: float | None, numbers: Tensor) -> float | None:
+    """Return a limit for numbers of a dtype, or None if it is infinite there. PyTorch refuses one that does not fit."""
+    form = torch.finfo(numbers.dtype)
+    if limit is None or limit < form.max:
+        return limit
+    half_a_unit = form.max / (2 / form.eps - 1) / 2  # in the last place of the largest number
+    return None if limit - form.max >= half_a_unit else form.max

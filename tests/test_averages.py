@@ -1,6 +1,7 @@
 """Averages of the parameters: how they move, and `averages`, which puts them in the parameters' place for a while."""
 
 import copy
+import ctypes
 import pickle
 
 import numpy as np
@@ -268,6 +269,69 @@ def test_a_parameter_that_was_resized_inside():
     w.resize(9, refcheck=False)
     with pytest.raises(ValueError, match="^params: resized or changed after it was given to the optimizer"):
         other.averages().__enter__()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_what_can_be_given_back_is_given_back(cls):
+    params = {name: np.zeros(3, np.float32) for name in "abcd"}
+    sent = {name: np.zeros(3, np.float16) for name in params}
+    opt = cls(params, lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
+    opt.mirror(sent)
+    opt.step({name: np.ones(3, np.float32) for name in params})
+    message = r"^params\['b'\]: resized or changed .* now read-only float32 of shape \(3,\), .* It did not get its own numbers back"
+    with pytest.raises(ValueError, match=message), opt.averages():
+        params["b"].flags.writeable = False
+        params["c"].resize(5, refcheck=False)
+        sent["d"].flags.writeable = False  # a copy that is not written is no reason to keep its parameter
+    assert params["b"].tolist() == [-0.5] * 3
+    assert params["c"].tolist() == [-0.5] * 3 + [0, 0]
+    for name in "ad":
+        assert params[name].tolist() == [-1.0] * 3
+    assert (sent["a"].tolist(), sent["d"].tolist()) == ([-1.0] * 3, [-0.5] * 3)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_after_a_parameter_was_not_given_back_steps_go_on(cls):
+    w, other = np.zeros(3), np.zeros(3)
+    opt = cls([w, other], lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
+    opt.step([np.ones(3)] * 2)
+    with pytest.raises(ValueError, match=r"^params\[0\]: .* read-only .* It did not get its own numbers back"):
+        with opt.averages():
+            w.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^params\[0\]: .* read-only"):
+        opt.step([np.ones(3)] * 2)
+    w.flags.writeable = True
+    opt.step([np.ones(3)] * 2)
+    assert (w.tolist(), other.tolist()) == ([-1.5] * 3, [-2.0] * 3)
+    with opt.averages():
+        assert other.tolist() == [0.5 * -0.5 + 0.5 * -2.0] * 3
+
+
+def test_memory_that_its_owner_moved_keeps_no_other_parameter_from_its_own_numbers():
+    lent, sent = (ctypes.c_float * 3)(), (ctypes.c_uint16 * 3)()
+    params = [np.frombuffer(lent, np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32)]
+    opt = rmsfast.RMSProp(params, lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
+    opt.mirror([None, np.frombuffer(sent, np.float16), None])
+    opt.step([np.ones(3, np.float32)] * 3)
+    message = r"^params\[0\]: the c_float_Array_3 that owns its memory moved or freed it, .* It did not get its own numbers back"
+    with pytest.raises(ValueError, match=message), opt.averages():
+        ctypes.resize(lent, 1_000_000)
+        ctypes.resize(sent, 1_000_000)
+    assert (params[1].tolist(), params[2].tolist()) == ([-1.0] * 3, [-1.0] * 3)
+    with pytest.raises(ValueError, match=r"^params\[0\]: the c_float_Array_3 that owns its memory moved or freed it"):
+        opt.step([np.ones(3, np.float32)] * 3)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_state_dict_inside_has_the_average_and_not_what_the_user_wrote(cls):
+    w = np.zeros(3)
+    opt = cls(w, ema_decay=0.5)
+    w[:] = 4.0
+    with opt.averages():
+        w[:] = 99.0
+        assert opt.state_dict()["state"][0]["ema"].tolist() == [4.0] * 3
+    with opt.averages():
+        assert w.tolist() == [4.0] * 3
 
 
 # ---- Files and state dicts ----

@@ -264,3 +264,60 @@ def test_the_same_in_backward():
             optimizer.step()
         results.append([*map(torch.Tensor.detach, model.parameters()), *averages_of(optimizer)])
     assert_equal(*results)
+
+
+@pytest.mark.parametrize("setting", ["clip_weights", "clip_value"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_limit_that_is_infinite_in_the_dtype_is_none(setting, dtype, native):
+    """A step through PyTorch's operations, as on a parameter with gaps, must not fail halfway."""
+    limit = {torch.float16: 1e6, torch.bfloat16: 3.4e38, torch.float32: 1e39}[dtype]
+    numbers = torch.tensor([1, torch.finfo(dtype).max, -float("inf"), 0], dtype=dtype)
+    p, twin = (torch.nn.Parameter(numbers.clone() if native else torch.stack([numbers] * 2, 1)[:, 0]) for _ in range(2))
+    optimizer, other = ours.RMSprop([p], lr=0.25, **{setting: limit}), ours.RMSprop([twin], lr=0.25)
+    p.grad, twin.grad = torch.ones(4, dtype=dtype), torch.ones(4, dtype=dtype)
+    optimizer.step()
+    other.step()
+    assert bool(optimizer._others) is not native
+    assert torch.equal(p, twin)
+    assert int(optimizer.state[p]["step"]) == 1
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_limit_between_the_largest_number_and_infinity_is_the_largest(native):
+    numbers = torch.tensor([1.0, float("inf"), -float("inf")], dtype=torch.float16)
+    p = torch.nn.Parameter(numbers if native else torch.stack([numbers] * 2, 1)[:, 0])
+    optimizer = ours.RMSprop([p], lr=0.0, clip_weights=65_510.0)
+    p.grad = torch.ones(3, dtype=torch.float16)
+    optimizer.step()
+    assert p.tolist() == [1, 65_504, -65_504]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_infinite_gradient_in_half_precision_is_clipped(native):
+    numbers = torch.ones(3, dtype=torch.float16)
+    p = torch.nn.Parameter(numbers if native else torch.stack([numbers] * 2, 1)[:, 0])
+    optimizer = ours.RMSprop([p], lr=0.5, alpha=0.0, eps=0.0, clip_value=1e6)
+    p.grad = torch.tensor([float("inf"), -float("inf"), 2.0], dtype=torch.float16)
+    optimizer.step()
+    assert p.tolist() == [0.5, 1.5, 0.5]
+
+
+@pytest.mark.parametrize("raising", [False, True])
+def test_what_can_be_given_back_is_given_back(raising):
+    params = parameters(shapes=((4,), (3,), (), (5,)))
+    optimizer = ours.RMSprop(params, **SETTINGS)
+    train(optimizer, 2)
+    own = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match=r"^parameter 1: now of shape \(7,\), expected \(3,\), as before averages\(\)"):
+        with optimizer.averages():
+            params[1].data = torch.ones(7)
+            params[2].data = torch.ones(2)  # to which a single number could be copied
+            if raising:
+                raise KeyError
+    assert_equal([params[0].detach(), params[3].detach()], [own[0], own[3]])
+    assert_equal([params[1].detach(), params[2].detach()], [torch.ones(7), torch.ones(2)])
+    for i in 1, 2:
+        params[i].data = own[i]
+    train(optimizer)
+    assert {int(entry["step"]) for entry in optimizer.state.values()} == {3}

@@ -29,6 +29,7 @@ cdef class ArrayPlan(Plan):
     cdef int take_copies(self, list copies) except -1
     cdef int watch_copies(self) except -1
     cdef void write_copies(self) noexcept
+    cdef void write_copy(self, Py_ssize_t i) noexcept
     cdef int find_spans(self, list states, list copies) except -1
     cdef int point(self) except -1
     cdef int take_values(self, list values) except -1

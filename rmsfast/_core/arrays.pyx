@@ -270,12 +270,15 @@ cdef class ArrayPlan(Plan):
     cdef void write_copies(self) noexcept:
         """Write the parameters to their copies, rounded to nearest."""
         cdef Py_ssize_t i
-        cdef const Item *item
         for i in range(self.count):
-            item = &self.items[i]
-            if item.storage != NULL and item.storage.copy != NULL:
-                store_numbers(item.storage.mirror, RMSFAST_NEAREST, item.storage.copy, NULL, item.n,
-                              <const float *>item.w, NULL)
+            self.write_copy(i)
+
+    cdef void write_copy(self, Py_ssize_t i) noexcept:
+        """Write a parameter to its copy, if it has one."""
+        cdef const Item *item = &self.items[i]
+        if item.storage != NULL and item.storage.copy != NULL:
+            store_numbers(item.storage.mirror, RMSFAST_NEAREST, item.storage.copy, NULL, item.n,
+                          <const float *>item.w, NULL)
 
     cdef int watch_copies(self) except -1:
         """Look at the copies in each step, and at those from before no longer."""

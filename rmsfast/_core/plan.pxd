@@ -105,6 +105,7 @@ cdef class Plan:
     # A step.
     cdef void let_go(self) noexcept
     cdef Fault check(self) noexcept
+    cdef bint is_in_place(self, Py_ssize_t i) noexcept
     cdef Fault find_fault(self, Fault fault, Py_ssize_t i) noexcept
     cdef int prepare(self, double grad_scale, bint zero_grads, int most) except -1
     cdef int measure(self) noexcept

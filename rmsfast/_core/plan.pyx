@@ -111,6 +111,15 @@ cdef inline bint is_unmoved(Plan plan, const Record *record, const Place *place)
             and seen.flags & record.shown.flags == record.shown.flags)
 
 
+cdef inline bint all_unmoved(Plan plan, const Record *record) noexcept:
+    """Whether this is so of all of them."""
+    cdef Py_ssize_t k
+    for k in range(record.n_places):
+        if not is_unmoved(plan, record, &record.places[k]):
+            return False
+    return True
+
+
 cdef inline Fault check_gradient(Plan plan, Py_ssize_t i, Gradient *found) noexcept:
     """Check a gradient against its parameter and all memory that the step writes, and note where it was found."""
     cdef const Item *item = &plan.items[i]
@@ -360,18 +369,15 @@ cdef class Plan:
         No Python code runs here, but where PyTorch before 2.10 is asked through its methods. What was looked at stays
         as it is until Python code does run.
         """
-        cdef Py_ssize_t i, k, n_blocks = 0, plain = True
+        cdef Py_ssize_t i, n_blocks = 0, plain = True
         cdef size_t end = 0
         cdef const Item *item
-        cdef const Record *record
         cdef Gradient found
         cdef Fault fault
         self.alone = False
         for i in range(self.count):     # first, since the spans are right only if nothing moved
-            record = &self.records[i]
-            for k in range(record.n_places):
-                if not is_unmoved(self, record, &record.places[k]):
-                    return self.find_fault(MOVED, i)
+            if not all_unmoved(self, &self.records[i]):
+                return self.find_fault(MOVED, i)
         for i in range(self.count):
             item = &self.items[i]
             memset(&found, 0, sizeof(found))
@@ -393,6 +399,10 @@ cdef class Plan:
         self.plain = plain
         self.n_blocks = n_blocks
         return FINE
+
+    cdef bint is_in_place(self, Py_ssize_t i) noexcept:
+        """Whether a parameter, and its copy, are where and as they were."""
+        return all_unmoved(self, &self.records[i])
 
     cdef Fault find_fault(self, Fault fault, Py_ssize_t i) noexcept:
         self.fault = fault

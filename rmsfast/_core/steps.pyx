@@ -364,7 +364,7 @@ cdef class ArrayFront:
             self.check_loans(False)
             if with_params and self.away is not None:
                 self.refuse_averages("a copy of the parameters")
-            if self.fresh and self.plan.check() != MOVED:
+            if self.fresh and self.away is None and self.plan.check() != MOVED:
                 self.plan.begin_averages()
             taken = Snapshot()
             taken.plan, entries = self.state()
@@ -471,18 +471,41 @@ cdef class ArrayFront:
         return 0
 
     cdef int swap_out(self) except -1:
-        """Give the parameters back the numbers that they had before `swap_in`."""
+        """Give the parameters back the numbers that they had before `swap_in`. Then raise for the first that cannot have
+        them, because it changed meanwhile."""
+        cdef ArrayPlan plan
         cdef Py_ssize_t i
         self.begin()
+        plan = self.plan
         try:
             if self.away is None:
                 return 0
-            self.check_loans(False)
-            self.verify_unmoved()
-            for i, w in self.away.items():
-                np.asarray(self.plan.params[i])[...] = w
+            gone, interruption = complaints_of([loan for loan in self.loans if not loan.bound])
+            # From here on no Python code runs, so that a signal takes effect before or after all of it.
+            lost = []
+            for i, own in self.away.items():
+                w = np.asarray(plan.params[i])
+                if plan.label("params", i) in gone or not is_like(w, own):
+                    lost.append(i)
+                    continue
+                w[...] = own
+                if plan.is_in_place(i) and plan.label("copies", i) not in gone:
+                    plan.write_copy(i)
             self.away = None
-            self.plan.write_copies()
+            if lost:
+                reason = gone.get(plan.label("params", lost[0]))
+                if reason is None:
+                    plan.find_fault(MOVED, lost[0])
+                    try:
+                        refuse(plan)
+                    except ValueError as error:
+                        reason = error
+                raise ValueError(f"{reason}. It did not get its own numbers back")
+            for reason in gone.values():
+                raise reason
+            if interruption is not None:
+                raise interruption
+            self.verify_unmoved()
         finally:
             self.lock.release()
         return 0
@@ -520,3 +543,26 @@ cdef bint shares_any(a, ArrayPlan plan):
     """Whether an array reaches over some memory that steps write."""
     start, stop = np.lib.array_utils.byte_bounds(a)
     return overlap(plan.spans, plan.n_spans, start, stop) != NULL
+
+
+cdef tuple complaints_of(list loans):
+    """What loans say of memory that was moved or freed, by their labels; and what a signal raised meanwhile, or None."""
+    found, interruption = {}, None
+    for loan in loans:
+        for _ in range(2):      # again after a signal, which says nothing of the memory
+            try:
+                loan.check()
+            except ValueError as error:
+                found[loan.label] = error
+            except BaseException as error:
+                interruption = error
+                continue
+            break
+        else:
+            found[loan.label] = interruption
+    return found, interruption
+
+
+cdef bint is_like(w, own):
+    """Whether a parameter can take numbers of its own back."""
+    return w.flags.writeable and w.dtype == own.dtype and w.shape == own.shape
