@@ -278,7 +278,7 @@ def test_what_can_be_given_back_is_given_back(cls):
     opt = cls(params, lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
     opt.mirror(sent)
     opt.step({name: np.ones(3, np.float32) for name in params})
-    message = r"^params\['b'\]: resized or changed .* now read-only float32 of shape \(3,\), .* It did not get its own numbers back"
+    message = r"^params\['b'\]: resized or changed .* read-only float32 of .* did not get its own numbers back"
     with pytest.raises(ValueError, match=message), opt.averages():
         params["b"].flags.writeable = False
         params["c"].resize(5, refcheck=False)
@@ -295,9 +295,9 @@ def test_after_a_parameter_was_not_given_back_steps_go_on(cls):
     w, other = np.zeros(3), np.zeros(3)
     opt = cls([w, other], lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
     opt.step([np.ones(3)] * 2)
-    with pytest.raises(ValueError, match=r"^params\[0\]: .* read-only .* It did not get its own numbers back"):
-        with opt.averages():
-            w.flags.writeable = False
+    message = r"^params\[0\]: .* read-only .* It did not get its own numbers back"
+    with pytest.raises(ValueError, match=message), opt.averages():
+        w.flags.writeable = False
     with pytest.raises(ValueError, match=r"^params\[0\]: .* read-only"):
         opt.step([np.ones(3)] * 2)
     w.flags.writeable = True
@@ -313,7 +313,7 @@ def test_memory_that_its_owner_moved_keeps_no_other_parameter_from_its_own_numbe
     opt = rmsfast.RMSProp(params, lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
     opt.mirror([None, np.frombuffer(sent, np.float16), None])
     opt.step([np.ones(3, np.float32)] * 3)
-    message = r"^params\[0\]: the c_float_Array_3 that owns its memory moved or freed it, .* It did not get its own numbers back"
+    message = r"^params\[0\]: the c_float_Array_3 that owns its memory moved .* It did not get its own numbers back"
     with pytest.raises(ValueError, match=message), opt.averages():
         ctypes.resize(lent, 1_000_000)
         ctypes.resize(sent, 1_000_000)

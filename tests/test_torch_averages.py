@@ -309,12 +309,12 @@ def test_what_can_be_given_back_is_given_back(raising):
     optimizer = ours.RMSprop(params, **SETTINGS)
     train(optimizer, 2)
     own = [p.detach().clone() for p in params]
-    with pytest.raises(RuntimeError, match=r"^parameter 1: now of shape \(7,\), expected \(3,\), as before averages\(\)"):
-        with optimizer.averages():
-            params[1].data = torch.ones(7)
-            params[2].data = torch.ones(2)  # to which a single number could be copied
-            if raising:
-                raise KeyError
+    message = r"^parameter 1: now of shape \(7,\), expected \(3,\), as before averages\(\)"
+    with pytest.raises(RuntimeError, match=message), optimizer.averages():
+        params[1].data = torch.ones(7)
+        params[2].data = torch.ones(2)  # to which a single number could be copied
+        if raising:
+            raise KeyError
     assert_equal([params[0].detach(), params[3].detach()], [own[0], own[3]])
     assert_equal([params[1].detach(), params[2].detach()], [torch.ones(7), torch.ones(2)])
     for i in 1, 2:
