@@ -201,14 +201,13 @@ def draw(report: dict) -> Figure:
         label.set(weight="bold" if name == PLAIN else "normal")
     for axes, (case, run) in zip(panels, shown.items(), strict=True):
         times = {name: run["found"][name]["seconds"] / run["size"] * 1e9 for name in names}
-        axes.axvline(times[PLAIN], color=looks.FAINT, linewidth=0.8, zorder=0)
+        axes.axvline(times[PLAIN], color="0.8", zorder=0)
         for row, name in enumerate(names):
             ours = found[name]["ours"]
             marker, colour = ("o", looks.OURS) if ours else ("D", looks.colour_of(name))
             axes.plot(times[name], row, marker, color=colour, markersize=6)
             text = f"{times[name]:#.2g}".rstrip(".")
-            white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the gray line ends there
-            axes.annotate(text, (times[name], row), (6, 0), textcoords="offset points", va="center", size=8, bbox=white)
+            axes.annotate(text, (times[name], row), (6, 0), textcoords="offset points", va="center", size=8)
         axes.set(xscale="log", xlim=(min(times.values()) / 1.2, max(times.values()) * 2), xlabel="ns an element")
         axes.set_title(f"{run['size']:,} elements,\n{title(case, run).partition(', ')[2]}")
         axes.axhline(sum(found[name]["ours"] for name in names) - 0.5, color=looks.SHADE, linewidth=0.8)
