@@ -88,7 +88,7 @@ class RMSProp(Settings):
         the step for all parameters, and count it in `skipped_steps`. A step that is skipped or raises changes nothing
         else.
     ema_decay : float, optional
-        Keep an average a of each parameter in ``state[…]["ema"]``. It is the parameter until the first step. After each
+        Keep an average a of each parameter in ``state[…]["ema"]``. It is the parameter until its first step. After each
         update, a ← d·a + (1 − d)·w. d is from 0 to 1; 0.999 averages over the last thousand steps or so. `averages`
         puts the averages in the place of the parameters, to evaluate or to export them. For float16 and bfloat16
         parameters they are float32, and of the numbers before these are rounded.
@@ -344,7 +344,8 @@ class RMSProp(Settings):
         Raises
         ------
         ValueError
-            If no group has an `ema_decay`, or a parameter was resized or changed since it was given.
+            If no group has an `ema_decay`, or a parameter was resized or changed since it was given. If that happened
+            inside the block, all others have their own numbers again.
         RuntimeError
             If it is called inside of itself. Inside the block, steps, `save`, `load`, `load_state_dict`, pickling and
             copying raise it.
@@ -535,7 +536,9 @@ class RMSProp(Settings):
 
     def __getstate__(self) -> dict[str, Any]:
         taken = self._front.snapshot(with_params=True)
-        plan = taken.plan
+        plan, saved = taken.plan, as_state_dict(taken)
+        for key in taken.fresh:  # it begins anew with what the copied parameter is at its first step
+            del saved["state"][key]["ema"]
         return {
             # The arrays themselves, because a model in the same copy has them, too. They may change before they are
             # copied, so their "values" are here as well.
@@ -547,7 +550,7 @@ class RMSProp(Settings):
             "num_threads": self._front.num_threads,
             "steps_taken": taken.steps,
             "skipped_steps": taken.skipped,
-            "state_dict": as_state_dict(taken),
+            "state_dict": saved,
             "values": taken.params,
             "attributes": {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES},
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsfast._core.formats import SCALED, is_half, layout, numbers_of, store_in
+from rmsfast._core.formats import SCALED, exact, is_half, layout, numbers_of, store_in
 from rmsfast._core.steps import ArrayFront, Snapshot
 from rmsfast.arguments import as_array
 from rmsfast.settings import (
@@ -33,7 +33,7 @@ NUMBERS = ("square_avg", "grad_avg", "momentum_buffer")
 
 def as_state_dict(taken: Snapshot) -> dict[str, Any]:
     """Return a snapshot of a plan in PyTorch's layout, with all state arrays that the settings need."""
-    state = {key: {"step": step, **arrays} for key, step, arrays in taken.entries}
+    state: dict[Any, dict[str, Any]] = {key: {"step": step, **arrays} for key, step, arrays in taken.entries}
     params = dict(zip(taken.plan.keys, map(np.asarray, taken.plan.params), strict=True))
     groups, rest = [], iter(state)
     for group, values in zip(taken.plan.groups, taken.settings, strict=True):
@@ -43,7 +43,8 @@ def as_state_dict(taken: Snapshot) -> dict[str, Any]:
             for name, (dtype, shape) in layout(params[key], settings).items():
                 if name not in state[key]:  # the setting is new: the next step would begin with these
                     if name == "ema":
-                        state[key][name] = params[key].astype(dtype)
+                        numbers = exact(params[key], state[key].get("remainder"), state[key].get("master"))
+                        state[key][name] = numbers.astype(dtype)
                         continue
                     c_order = params[key].flags.c_contiguous
                     state[key][name] = np.zeros(shape, dtype, order="C" if c_order else "F")

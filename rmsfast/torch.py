@@ -311,6 +311,7 @@ class RMSprop(torch.optim.RMSprop):
             If no group has an `ema_decay`.
         RuntimeError
             If it is called inside of itself. Inside the block, steps, `load_state_dict`, pickling and copying raise it.
+            After the block, if a parameter has another shape now: all others have their own numbers again.
 
         Examples
         --------
@@ -498,7 +499,7 @@ class RMSprop(torch.optim.RMSprop):
                 entry[name] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
         if "ema" not in entry and setting_of(group, "ema_decay") is not None:
             average = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
-            entry["ema"] = average.copy_(p.detach())
+            entry["ema"] = average.copy_(formats.exact(p, entry))
         return entry
 
     def _make_plan(self, by_operations: bool = False) -> None:

@@ -82,6 +82,18 @@ def bring_in_form(p: Tensor, entry: dict[str, Any], settings: Mapping[str, Any])
             entry[name] = begin.requires_grad_(False)
 
 
+def exact(p: Tensor, entry: Mapping[str, Any]) -> Tensor:
+    """Return the numbers that a parameter stands for: those of its master, if it has one."""
+    name = {torch.bfloat16: "remainder", torch.float16: "master"}.get(p.dtype, "")
+    more = entry.get(name)
+    if more is None or (more.dtype, more.shape, more.stride()) != (dtype_of(name, p, {}), p.shape, p.stride()):
+        return p.detach()
+    numbers = torch.empty_like(p, dtype=torch.float32, requires_grad=False)
+    bits = p.detach().view(torch.int16) if name == "remainder" else p
+    flat(numbers)[:] = numbers_of("split" if name == "remainder" else "mastered", flat(bits), flat(more))
+    return numbers
+
+
 def take_back(entry: dict[str, Any], saved: Mapping[str, Any]) -> None:
     """Put saved state in the place of what PyTorch made of it, where it has another dtype: float64 becomes float32."""
     for name, value in saved.items():

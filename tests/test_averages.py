@@ -78,6 +78,90 @@ def test_an_average_starts_at_what_the_parameter_is_at_the_first_step(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_an_average_in_a_copy_starts_at_what_the_copied_parameter_is_at_the_first_step(cls, clone):
+    w = np.zeros(2)
+    opt = cls(w, lr=0.0, ema_decay=0.5)
+    twin, other = clone((w, opt))
+    for array, each in (w, opt), (twin, other):
+        array[:] = 4.0
+        each.step(np.ones(2))
+        assert each.state[0]["ema"].tolist() == [4.0, 4.0]
+    w[:] = 6.0
+    twin, other = clone((w, opt))  # from here on, it moves in the copy, too
+    other.step(np.ones(2))
+    assert other.state[0]["ema"].tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_averages_start_one_by_one(cls):
+    """That of a parameter that was added, or had no gradient yet, does when it first gets one."""
+    w, idle, added = np.zeros(2), np.zeros(2), np.zeros(2)
+    opt = cls([w, idle], lr=0.0, ema_decay=0.5)
+    opt.step([np.ones(2), None])
+    opt.add_param_group({"params": added})
+    w[:] = idle[:] = added[:] = 8.0
+    assert [entry["ema"].tolist() for entry in opt.state_dict()["state"].values()] == [[0.0] * 2, [8.0] * 2, [8.0] * 2]
+    idle[:] = added[:] = 6.0
+    opt.step([np.ones(2), None, rmsfast.Rows([0], np.ones(1))])
+    added[:] = 2.0
+    opt.step([None, np.ones(2), np.ones(2)])
+    assert [entry["ema"].tolist() for entry in opt.state.values()] == [[4.0] * 2, [6.0] * 2, [4.0] * 2]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_step_that_takes_no_average_along_starts_none(cls):
+    w = np.zeros(1)
+    opt = cls(w, lr=0.0, ema_decay=0.5, nonfinite="skip")
+    w[:] = 2.0
+    opt.step(np.full(1, np.inf))
+    assert opt.skipped_steps == 1
+    w[:] = 4.0
+    opt.ema_decay = None
+    opt.step(np.ones(1))
+    w[:] = 6.0
+    opt.ema_decay = 0.5
+    opt.step(np.ones(1))
+    assert opt.state[0]["ema"].tolist() == [6.0]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_an_average_that_a_state_dict_lacks_starts_at_the_first_step_after_it(cls):
+    plain = cls(np.zeros(2))
+    plain.step(np.ones(2))
+    w = np.zeros(2)
+    opt = cls(w, lr=0.0, ema_decay=0.5)
+    opt.step(np.ones(2))
+    opt.load_state_dict(plain.state_dict(), settings=False)
+    w[:] = 8.0
+    opt.step(np.ones(2))
+    assert opt.state[0]["ema"].tolist() == [8.0, 8.0]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_average_that_begins_later_begins_at_the_master(cls, dtype, order):
+    """A step of 2⁻¹³ from 1 is lost in the parameter, and kept in its master."""
+    dtype = dtype_of(dtype)
+    w = np.ones((2, 3), dtype, order=order)
+    opt = cls(w, lr=2.0**-13, beta=0.0, eps=1e-30, master_weights=True)
+    opt.step(np.array([[1, 0, 0], [0, 0, -1]], np.float32))
+    assert (w == 1).all()
+    opt.ema_decay = 1.0
+    master = [[1 - 2.0**-13, 1.0, 1.0], [1.0, 1.0, 1 + 2.0**-13]]
+    assert opt.state_dict()["state"][0]["ema"].tolist() == master
+    opt.step(np.ones((2, 3), np.float32))
+    assert opt.state[0]["ema"].tolist() == master
+    twin = cls(w.copy(order="K"), lr=0.0, master_weights=True, ema_decay=1.0)
+    saved = opt.state_dict()
+    del saved["state"][0]["ema"]
+    twin.load_state_dict(saved, settings=False)
+    twin.step(np.ones((2, 3), np.float32))
+    assert twin.state[0]["ema"][0, 0] == 1 - 2.0**-12
+
+
+@pytest.mark.parametrize("cls", CLASSES)
 def test_an_average_that_was_loaded_stays_until_it_moves(cls):
     w = np.full(1, 8.0)
     opt = cls(w, lr=0.0, ema_decay=0.5)
@@ -278,7 +362,7 @@ def test_what_can_be_given_back_is_given_back(cls):
     opt = cls(params, lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
     opt.mirror(sent)
     opt.step({name: np.ones(3, np.float32) for name in params})
-    message = r"^params\['b'\]: resized or changed .* read-only float32 of .* did not get its own numbers back"
+    message = r"^params\['b'\]: .* now read-only float32 of shape \(3,\), .* It did not get its own numbers back$"
     with pytest.raises(ValueError, match=message), opt.averages():
         params["b"].flags.writeable = False
         params["c"].resize(5, refcheck=False)
@@ -295,7 +379,7 @@ def test_after_a_parameter_was_not_given_back_steps_go_on(cls):
     w, other = np.zeros(3), np.zeros(3)
     opt = cls([w, other], lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
     opt.step([np.ones(3)] * 2)
-    message = r"^params\[0\]: .* read-only .* It did not get its own numbers back"
+    message = r"^params\[0\]: .* read-only .* It did not get its own numbers back$"
     with pytest.raises(ValueError, match=message), opt.averages():
         w.flags.writeable = False
     with pytest.raises(ValueError, match=r"^params\[0\]: .* read-only"):
@@ -313,7 +397,7 @@ def test_memory_that_its_owner_moved_keeps_no_other_parameter_from_its_own_numbe
     opt = rmsfast.RMSProp(params, lr=1.0, beta=0.0, eps=0.0, ema_decay=0.5)
     opt.mirror([None, np.frombuffer(sent, np.float16), None])
     opt.step([np.ones(3, np.float32)] * 3)
-    message = r"^params\[0\]: the c_float_Array_3 that owns its memory moved .* It did not get its own numbers back"
+    message = r"^params\[0\]: the c_float_Array_3 .* moved or freed it, .* It did not get its own numbers back$"
     with pytest.raises(ValueError, match=message), opt.averages():
         ctypes.resize(lent, 1_000_000)
         ctypes.resize(sent, 1_000_000)
@@ -324,14 +408,17 @@ def test_memory_that_its_owner_moved_keeps_no_other_parameter_from_its_own_numbe
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_state_dict_inside_has_the_average_and_not_what_the_user_wrote(cls):
-    w = np.zeros(3)
+    w, late = np.zeros(3), np.zeros(2)
     opt = cls(w, ema_decay=0.5)
     w[:] = 4.0
     with opt.averages():
         w[:] = 99.0
-        assert opt.state_dict()["state"][0]["ema"].tolist() == [4.0] * 3
+        opt.add_param_group({"params": late})
+        late[:] = 5.0
+        saved = opt.state_dict()["state"]
+        assert (saved[0]["ema"].tolist(), saved[1]["ema"].tolist()) == ([4.0] * 3, [5.0] * 2)
     with opt.averages():
-        assert w.tolist() == [4.0] * 3
+        assert (w.tolist(), late.tolist()) == ([4.0] * 3, [5.0] * 2)
 
 
 # ---- Files and state dicts ----

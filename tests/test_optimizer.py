@@ -139,6 +139,9 @@ def test_a_parameter_that_changed_is_refused(change):
     before = w.tobytes()
     with pytest.raises(ValueError, match=r"params\[1\]: resized or changed after it was given .* shape \(1000,\)"):
         opt.step([np.ones(1000), np.ones(1000)])
+    with pytest.raises(ValueError, match=r"params\[1\]: resized or changed after it was given .* shape \(1000,\)"):
+        opt.add_param_group({"params": np.ones(3)})  # else the state would not fit the parameter, as the plan sees it
+    assert len(opt.param_groups) == 1
     assert_same_bits(other, np.ones(1000))
     assert w.tobytes() == before
     assert opt.state[0]["step"] == 0

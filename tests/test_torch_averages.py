@@ -156,6 +156,22 @@ def test_groups_begin_to_average_at_any_step():
     assert torch.equal(optimizer.state[b]["ema"], 0.5 * own + 0.5 * b.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_an_average_that_begins_later_begins_at_the_master(dtype, transposed):
+    """A step of 2⁻¹³ from 1 is lost in the parameter, and kept in its master."""
+    numbers = torch.ones(3, 2, dtype=dtype).T if transposed else torch.ones(2, 3, dtype=dtype)
+    p = torch.nn.Parameter(numbers)
+    optimizer = ours.RMSprop([p], lr=2.0**-13, alpha=0.0, eps=1e-30, master_weights=True)
+    p.grad = torch.tensor([[1, 0, 0], [0, 0, -1]], dtype=dtype)
+    optimizer.step()
+    assert (p == 1).all()
+    optimizer.param_groups[0]["ema_decay"] = 1.0
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["ema"].tolist() == [[1 - 2.0**-13, 1.0, 1.0], [1.0, 1.0, 1 + 2.0**-13]]
+
+
 def test_a_parameter_without_a_gradient_has_no_average():
     a, b = parameters(shapes=((3,), (4,)))
     optimizer = ours.RMSprop([a, b], **SETTINGS)
@@ -309,12 +325,13 @@ def test_what_can_be_given_back_is_given_back(raising):
     optimizer = ours.RMSprop(params, **SETTINGS)
     train(optimizer, 2)
     own = [p.detach().clone() for p in params]
-    message = r"^parameter 1: now of shape \(7,\), expected \(3,\), as before averages\(\)"
-    with pytest.raises(RuntimeError, match=message), optimizer.averages():
+    message = r"^parameter 1: now of shape \(7,\), expected \(3,\), as before averages\(\)\. It did not get"
+    with pytest.raises(RuntimeError, match=message) as caught, optimizer.averages():
         params[1].data = torch.ones(7)
         params[2].data = torch.ones(2)  # to which a single number could be copied
         if raising:
             raise KeyError
+    assert isinstance(caught.value.__context__, KeyError) == raising
     assert_equal([params[0].detach(), params[3].detach()], [own[0], own[3]])
     assert_equal([params[1].detach(), params[2].detach()], [torch.ones(7), torch.ones(2)])
     for i in 1, 2:

@@ -16,6 +16,7 @@ cdef class ArrayPlan(Plan):
     cdef readonly list params
     cdef readonly bint stateless        # others keep the state, and update: these parameters are only looked at
     cdef list origins                   # of each parameter, whose part it is and from which element on; or None: it is whole
+    cdef readonly set fresh             # parameters whose average did not move and was not loaded: it is as they are
     cdef list states                    # of each parameter, a list of its state arrays, or None for one
     cdef list copies                    # what `mirror` was given: an array or None for each parameter; or empty
     cdef list values                    # the settings of each group, as a dict
@@ -24,7 +25,8 @@ cdef class ArrayPlan(Plan):
 
     cdef int name(self) except -1
     cdef int complete_states(self, groups) except -1
-    cdef int begin_averages(self) except -1
+    cdef int begin_averages(self, which) except -1
+    cdef void note_moves(self)
     cdef int take_states(self, list states) except -1
     cdef int take_copies(self, list copies) except -1
     cdef int watch_copies(self) except -1

@@ -16,8 +16,8 @@ from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 from rmsfast._core.kernel cimport (
-    CACHE_LINE, EMA, MASTER, NUMBERS, RMSFAST_AS_THEY_ARE, RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE, SQUARE_AVG,
-    Item, Storage, rmsfast_settings, store_numbers,
+    CACHE_LINE, EMA, MASTER, NUMBERS, REMAINDER, RMSFAST_AS_THEY_ARE, RMSFAST_NEAREST, RMSFAST_PROPAGATE, RMSFAST_RAISE,
+    SQUARE_AVG, Item, Storage, rmsfast_settings, store_numbers,
 )
 from rmsfast._core.memory cimport (
     ALIGNED, BFLOAT16, FLOAT16, UINT8, UINT16, WRITABLE, Memory, Span, folds, is_half, is_taken, reach_of, same_form,
@@ -31,7 +31,7 @@ cnp.import_array()
 
 import numpy as np
 
-from rmsfast._core.formats import layout, store_in
+from rmsfast._core.formats import exact, layout, store_in
 from rmsfast._core.plan import STATE_NAMES
 
 
@@ -90,6 +90,11 @@ cdef int begin_state(cnp.ndarray w, list state, double start) except -1:
         if state[k] is not None:
             copy_numbers(np.asarray(w), state[k])
     return 0
+
+
+cdef int begin_average(w, list state) except -1:
+    """Let an average be as its parameter is, or as the parameter's master."""
+    return copy_numbers(exact(w, state[REMAINDER], state[MASTER]), state[EMA])
 
 
 cdef int copy_numbers(w, a) except -1:
@@ -161,6 +166,7 @@ cdef class ArrayPlan(Plan):
             self.watch(i, <PyObject *>self.params[i], &shown, -1)
             if i < kept:
                 self.records[i].steps = shorter.records[i].steps
+        self.fresh = set() if shorter is None else shorter.fresh.copy()
         states = [] if shorter is None else shorter.states.copy()
         for i in range(kept, self.count):
             w, settings = np.asarray(self.params[i]), self.groups[group_of[i]]
@@ -169,6 +175,8 @@ cdef class ArrayPlan(Plan):
             states.append([zeros_beside(w, arrays[name]) if name in arrays else None for name in STATE_NAMES])
             if not self.stateless:
                 begin_state(w, states[i], settings["initial_square_avg"])
+                if states[i][EMA] is not None:
+                    self.fresh.add(i)
         self.copies = [] if shorter is None else shorter.copies + [None] * (self.count - kept if shorter.copies else 0)
         self.watch_copies()
         self.take_states(states)
@@ -206,7 +214,7 @@ cdef class ArrayPlan(Plan):
         """Make what the settings of the groups ask for and is not there yet: an average as the parameter is, all else as
         zeros."""
         cdef Py_ssize_t i
-        states = None
+        states, begun = None, []
         if self.stateless:
             return 0
         for i in range(self.count):
@@ -218,18 +226,24 @@ cdef class ArrayPlan(Plan):
                         states = [state.copy() for state in self.states]
                     states[i][k] = zeros_beside(w, form)
                     if k == EMA:
-                        copy_numbers(w, states[i][k])
+                        begin_average(w, states[i])
+                        begun.append(i)
         if states is not None:
             self.take_states(states)
+            self.fresh.update(begun)
         return 0
 
-    cdef int begin_averages(self) except -1:
-        """Let the averages be as the parameters are: before the first step, somebody may have written these."""
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            if self.states[i][EMA] is not None:
-                copy_numbers(np.asarray(self.params[i]), self.states[i][EMA])
+    cdef int begin_averages(self, which) except -1:
+        """Let averages of these parameters be as the parameters are: before a first step, somebody may have written these.
+        """
+        for i in which:
+            begin_average(np.asarray(self.params[i]), self.states[i])
         return 0
+
+    cdef void note_moves(self):
+        """Note which averages have moved in this step."""
+        self.fresh = {i for i in self.fresh
+                      if self.records[i].grad == NULL or self.settings[self.items[i].group].ema_decay < 0}
 
     cdef int take_states(self, list states) except -1:
         """Work on these state arrays from now on, or raise and keep those from before."""
@@ -274,9 +288,9 @@ cdef class ArrayPlan(Plan):
             self.write_copy(i)
 
     cdef void write_copy(self, Py_ssize_t i) noexcept:
-        """Write a parameter to its copy, if it has one."""
+        """Write a parameter to its copy, if it has one and both are where they were; else the next step refuses them."""
         cdef const Item *item = &self.items[i]
-        if item.storage != NULL and item.storage.copy != NULL:
+        if item.storage != NULL and item.storage.copy != NULL and self.is_in_place(i):
             store_numbers(item.storage.mirror, RMSFAST_NEAREST, item.storage.copy, NULL, item.n,
                           <const float *>item.w, NULL)
 

@@ -7,7 +7,8 @@ cimport numpy as cnp
 from libc.stdint cimport uint16_t
 
 from rmsfast._core.kernel cimport (
-    RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_NEAREST, RMSFAST_SIGNED8, RMSFAST_UNSIGNED8, load_numbers, store_numbers,
+    RMSFAST_BFLOAT16, RMSFAST_FLOAT16, RMSFAST_MASTERED, RMSFAST_NEAREST, RMSFAST_SIGNED8, RMSFAST_SPLIT,
+    RMSFAST_UNSIGNED8, load_numbers, store_numbers,
 )
 from rmsfast._core cimport kernel
 
@@ -17,7 +18,7 @@ import numpy as np
 
 SCALED = kernel.SCALED    # elements that share a scale
 cdef dict FORMATS = {"float16": RMSFAST_FLOAT16, "bfloat16": RMSFAST_BFLOAT16, "unsigned8": RMSFAST_UNSIGNED8,
-                     "signed8": RMSFAST_SIGNED8}
+                     "signed8": RMSFAST_SIGNED8, "split": RMSFAST_SPLIT, "mastered": RMSFAST_MASTERED}
 
 
 def layout(w, settings):
@@ -55,18 +56,26 @@ cdef cnp.ndarray flat(a):
     return np.asarray(a).reshape(-1, order="A")
 
 
-def numbers_of(str kind, stored, scale=None):
-    """Return the numbers that an array stores, as float32 in the same order, with the scales of its blocks if it has 8
-    bits."""
-    cdef cnp.ndarray data = flat(stored), more
+def numbers_of(str kind, stored, more=None):
+    """Return the numbers that an array stores, as float32 in the same order. `more` has the scales of its blocks if it has
+    8 bits, and of masters what `layout` calls so, in the same order."""
+    cdef cnp.ndarray data = flat(stored), rest
     cdef cnp.ndarray numbers = np.empty_like(np.asarray(stored), dtype=np.float32)
-    cdef void *scales = NULL
-    if scale is not None:
-        more = scale
-        scales = cnp.PyArray_DATA(more)
-    load_numbers(FORMATS[kind], <float *>cnp.PyArray_DATA(numbers), cnp.PyArray_DATA(data), scales,
+    cdef void *other = NULL
+    if more is not None:
+        rest = more
+        other = cnp.PyArray_DATA(rest)
+    load_numbers(FORMATS[kind], <float *>cnp.PyArray_DATA(numbers), cnp.PyArray_DATA(data), other,
                  cnp.PyArray_SIZE(data))
     return numbers
+
+
+def exact(w, remainder=None, master=None):
+    """Return the numbers that a parameter stands for: those of its master, if it has one."""
+    for kind, more in ("mastered", master), ("split", remainder):
+        if more is not None and more.shape == w.shape:      # else w was resized
+            return numbers_of(kind, w, more)
+    return w
 
 
 def store_in(str kind, numbers, stored, scale=None):

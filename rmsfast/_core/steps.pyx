@@ -71,6 +71,7 @@ cdef class Snapshot:
     cdef readonly list settings         # of each group
     cdef readonly Py_ssize_t steps      # taken, …
     cdef readonly Py_ssize_t skipped    # … and skipped
+    cdef readonly list fresh            # keys of parameters whose average did not move and was not loaded
     cdef readonly list params           # copies of the parameters, or none
 
 
@@ -102,7 +103,6 @@ cdef class ArrayFront:
     cdef object rule
     cdef int wanted_threads
     cdef public list loans              # memory that others own: each step asks them to `check` it
-    cdef bint fresh                     # no step was taken and no state loaded: averages are as the parameters are
     cdef dict away                      # own numbers, by index, of parameters that hold their averages now; or None
     cdef list factors                   # what `clip` was given, or None
 
@@ -114,7 +114,6 @@ cdef class ArrayFront:
         self.plan = ArrayPlan(None, [], False, stateless)
         self.lock = Lock()
         self.loans = []
-        self.fresh = True
 
     cdef int begin(self) except -1:
         """Take this optimizer's lock. If a fork cut off the thread that had it, drop the references to its gradients, and
@@ -129,6 +128,7 @@ cdef class ArrayFront:
         cdef ArrayPlan plan
         self.begin()
         try:
+            self.verify_unmoved()
             plan = ArrayPlan(self.plan, groups, single)
             plan.learn_from(self.plan)
             with cython.critical_section(self):     # for those that read it without the lock
@@ -244,8 +244,8 @@ cdef class ArrayFront:
             if self.changed.is_up() or self.scheduled:
                 self.refresh()
                 verify(plan)       # again, because Python code ran
-            if self.fresh:
-                plan.begin_averages()
+            if len(plan.fresh) > 0:
+                plan.begin_averages([i for i in plan.fresh if plan.records[i].grad != NULL])
                 verify(plan)
             if erases and plan.check_erasable():
                 verify(plan)
@@ -269,7 +269,8 @@ cdef class ArrayFront:
                 else:
                     plan.count_step()
                 self.steps += 1
-                self.fresh = False
+                if len(plan.fresh) > 0:
+                    plan.note_moves()
             if erases:
                 plan.erase_gradients(answer == RMSFAST_PROPAGATE and self.rule is None)
             return True
@@ -364,8 +365,8 @@ cdef class ArrayFront:
             self.check_loans(False)
             if with_params and self.away is not None:
                 self.refuse_averages("a copy of the parameters")
-            if self.fresh and self.away is None and self.plan.check() != MOVED:
-                self.plan.begin_averages()
+            if len(self.plan.fresh) > 0 and self.plan.check() != MOVED:
+                self.plan.begin_averages(self.plan.fresh.difference(self.away or ()))
             taken = Snapshot()
             taken.plan, entries = self.state()
             taken.entries = [
@@ -375,6 +376,7 @@ cdef class ArrayFront:
             taken.settings = [group.settings() for group in taken.plan.groups]
             taken.steps = self.steps
             taken.skipped = self.skipped
+            taken.fresh = [taken.plan.keys[i] for i in taken.plan.fresh]
             taken.params = [np.asarray(w).copy(order="K") for w in taken.plan.params] if with_params else []
             return taken
         finally:
@@ -427,7 +429,7 @@ cdef class ArrayFront:
             self.plan.write_copies()
             for held, values in settings:
                 self.changed.put([held], values)
-            self.fresh = False
+            self.plan.fresh.difference_update(range(plan.count))
             self.skipped = all_skipped
             self.steps = self.plan.most_steps() if steps_taken is None else all_steps
             self.plan.complete_states(self.plan.groups)     # an average that was not given begins as the parameter is
@@ -455,8 +457,7 @@ cdef class ArrayFront:
                                  "RMSProp(params, ema_decay=0.999)")
             self.verify_unmoved()
             plan.complete_states(plan.groups)
-            if self.fresh:
-                plan.begin_averages()
+            plan.begin_averages(plan.fresh)
             away = {i: np.asarray(plan.params[i]).copy(order="K") for i in chosen}
             with np.errstate(all="ignore"):
                 rounded = {i: plan.states[i][EMA].astype(w.dtype, copy=False) for i, w in away.items()}
@@ -489,7 +490,7 @@ cdef class ArrayFront:
                     lost.append(i)
                     continue
                 w[...] = own
-                if plan.is_in_place(i) and plan.label("copies", i) not in gone:
+                if plan.label("copies", i) not in gone:
                     plan.write_copy(i)
             self.away = None
             if lost:
