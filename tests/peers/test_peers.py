@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,14 @@ SHAPES = [(3, 4), (5,), ()]
 
 # What the frameworks have to say about their own insides is no concern of ours.
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keras_in_float32_again():
+    """For the tests of other files in this process."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].backend.set_floatx("float32")
 
 
 @pytest.fixture(params=RUN)
