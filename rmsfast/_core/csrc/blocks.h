@@ -100,11 +100,12 @@ RMSFAST_INLINE two take_16(const uint16_t *p, const int paired)
 /* Each is moved to the upper half of its word. */
 RMSFAST_INLINE two take_upper_16(const uint16_t *p, const int paired)
 {
+    if (!paired) {
+        const two t = take_16(p, 0);
+        return (two){t.first << 16, t.second << 16};
+    }
     const words both = GET_WORDS(p);
-    if (paired)
-        return (two){both << 16, both & 0xffff0000};
-    const two t = take_16(p, 0);
-    return (two){t.first << 16, t.second << 16};
+    return (two){both << 16, both & 0xffff0000};
 }
 
 RMSFAST_INLINE two take_signed_16(const uint16_t *p, const int paired)
@@ -240,7 +241,8 @@ RMSFAST_INLINE void store_block(float *x, const int format, const int draws, con
 {
     _Alignas(64) uint16_t random[RMSFAST_SCALED];
     uint16_t *h = (uint16_t *)s->data + start;
-    uint8_t *codes = (uint8_t *)s->data + start, *scale = (uint8_t *)s->more + start / RMSFAST_SCALED;
+    uint8_t *codes = (uint8_t *)s->data + start;
+    const ptrdiff_t block = start / RMSFAST_SCALED;
     if (draws)
         randomize(random, s->key, s->element + start);
     switch (format) {
@@ -260,7 +262,7 @@ RMSFAST_INLINE void store_block(float *x, const int format, const int draws, con
         break;
     case RMSFAST_UNSIGNED8: {
         const words exponent = exponent_of_block(x), least = HIGHER(exponent, ALL(16)) - 15;
-        *scale = (uint8_t)exponent[0];
+        ((uint8_t *)s->more)[block] = (uint8_t)exponent[0];
         FOR_TWO {
             const two r = take_16(random + i, paired);
 #define UNSIGNED(size, random) as_unsigned8_pack(size, least, 1, random)
@@ -270,7 +272,7 @@ RMSFAST_INLINE void store_block(float *x, const int format, const int draws, con
     }
     case RMSFAST_SIGNED8: {
         const uint32_t exponent = exponent_of_signed_block(x), base = base_signed8(exponent);
-        *scale = (uint8_t)exponent;
+        ((uint8_t *)s->more)[block] = (uint8_t)exponent;
         FOR_TWO {
             const two r = take_16(random + i, paired);
 #define SIGNED(bits, random) as_signed8_pack(bits, base, 1, random)
