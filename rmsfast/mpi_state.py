@@ -1,7 +1,7 @@
 """The state of an optimizer that is divided among ranks: gathered to whole arrays, and divided again."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,8 +76,11 @@ def gather(engine: Engine, root: int | None) -> list[dict[str, Array]] | None:
     return whole if is_here else None
 
 
-def scatter(engine: Engine, whole: Sequence[Mapping[str, Array]]) -> None:
-    """Let each rank take over its part of the state that rank 0 has. The engine has forms and counts already."""
+def scatter(engine: Engine, whole: Sequence[Mapping[str, Array]], unmoved: Collection[int]) -> None:
+    """Let each rank take over its part of the state that rank 0 has. The engine has forms and counts already.
+
+    The averages of the parameters `unmoved` begin anew, with what these parameters are at their next step.
+    """
     comm, forms = engine.comm, engine.forms
     for lane in engine.lanes:
         parts = lane.bucket.parts
@@ -94,7 +97,8 @@ def scatter(engine: Engine, whole: Sequence[Mapping[str, Array]]) -> None:
             place = 0
             for piece, arrays in zip(lane.pieces, states, strict=True):
                 length = length_of([piece.stretch], name)
-                arrays[name] = own[place : place + length].reshape(-1 if name.endswith("_scale") else piece.shape)
+                if name != "ema" or piece.stretch.parameter not in unmoved:
+                    arrays[name] = own[place : place + length].reshape(-1 if name.endswith("_scale") else piece.shape)
                 place += length
         if lane.optimizer is not None:
             front, steps = lane.optimizer._front, engine.counts.tolist()
@@ -130,6 +134,7 @@ def divide_state(
             "steps": loaded.steps,
             "skipped": loaded.skipped_steps,
             "forms": forms,
+            "unmoved": sorted(loaded._front.plan.fresh),
             "settings": settings,
             "extra": extra,
         }
@@ -142,7 +147,7 @@ def divide_state(
         values = {name: from_plain(name, value) if name in SCHEDULED else value for name, value in plain.items()}
         if changed is not None:
             changed.put([group.held()], as_settings(values))
-    scatter(engine, arrays)
+    scatter(engine, arrays, told["unmoved"])
     return told
 
 

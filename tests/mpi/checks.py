@@ -334,6 +334,23 @@ def check_settings_that_change_and_state_that_begins_later():
     assert_same(ours, opt, plain, expected)
 
 
+def check_an_average_begins_with_its_parameters_first_step():
+    for first in ([1.0, None], [None, 1.0], [1.0, Rows([0], np.ones(1))]):
+        ours, plain = [np.zeros(200), np.zeros(300)], [np.zeros(200), np.zeros(300)]
+        opt, expected = (c(w, lr=0.0, ema_decay=0.5) for c, w in ((ShardedRMSProp, ours), (rmsfast.RMSProp, plain)))
+        for o, params in ((opt, ours), (expected, plain)):
+            o.step(
+                [
+                    g if g is None or isinstance(g, Rows) else np.ones(w.shape)
+                    for w, g in zip(params, first, strict=True)
+                ]
+            )
+            for w in params:
+                w[...] = 8  # a user fills an array after the optimizer was made
+            o.step([np.ones(w.shape) for w in params])
+        assert_same(ours, opt, plain, expected)
+
+
 def check_zero_grads():
     ours, opt, plain, expected = pair(lr=0.05)
     each = gradients(0, np.float32)
@@ -661,6 +678,20 @@ def check_state_dicts():
         expected.step(summed(each), grad_scale=1 / size)
         assert_same(others, resumed, plain, expected)
     assert "root: 99" in str(assert_all_raise(lambda: opt.state_dict(root=99), ValueError))
+
+
+def check_an_average_that_is_not_in_the_state_begins_with_the_next_step():
+    before = rmsfast.RMSProp([np.zeros(200), np.zeros(300)])
+    before.step([np.ones(200), np.ones(300)])
+    ours, plain = [np.zeros(200), np.zeros(300)], [np.zeros(200), np.zeros(300)]
+    opt, expected = (c(w, lr=0.0, ema_decay=0.5) for c, w in ((ShardedRMSProp, ours), (rmsfast.RMSProp, plain)))
+    for o, params in ((opt, ours), (expected, plain)):
+        o.step([np.ones(200), np.ones(300)])
+        o.load_state_dict(before.state_dict(), settings=False)
+        for w in params:
+            w[...] = 8  # a user fills an array after the state was loaded
+        o.step([np.ones(200), None])
+    assert_same(ours, opt, plain, expected)
 
 
 def check_files():
