@@ -58,10 +58,8 @@ def step(parameters: int, ranks: int, link: Link, update: float, sharded: bool, 
 
 
 def memory(parameters: int, ranks: int, sharded: bool) -> float:
-    """Bytes a rank: parameters, gradients and one array of state; sharded, a part of the reduced gradients as well."""
-    if not sharded:
-        return 3 * BYTES * parameters
-    return 2 * BYTES * parameters + 2 * BYTES * parameters / ranks
+    """Bytes a rank: parameters, gradients and one array of state, of which a sharded rank has a part."""
+    return 2 * BYTES * parameters + BYTES * parameters / (ranks if sharded else 1)
 
 
 def fitted(sizes: list[int], seconds: list[float], ranks: int) -> Link:

@@ -78,8 +78,8 @@ class ShardedRMSProp(Settings):
         Divide the sum of the gradients by the number of ranks. False takes the sum.
     bucket_bytes : int, optional
         How many bytes of gradients are reduced at a time, from 4096 to 2**30. While one bucket is reduced, the one
-        before is updated, and the one before that is gathered. The default is 4 MiB for each rank, so that what each
-        rank sends to each other one stays as large when there are more ranks.
+        before is gathered. The default is 4 MiB for each rank, so that what each rank sends to each other one stays as
+        large when there are more ranks.
     num_threads : int, optional
         As for `rmsfast.RMSProp`. By default the ranks on one machine share its cores, unless ``OMP_NUM_THREADS`` or
         `rmsfast.set_num_threads` says how many threads each uses.

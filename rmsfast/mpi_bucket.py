@@ -1,6 +1,6 @@
 """One bucket at work on one rank: add the gradients up, update this rank's part, gather the new parameters.
 
-Each of the three is begun and ended by calls of its own, so that the caller lets those of several buckets overlap. The
+What MPI does is begun and ended by calls of its own, so that the caller lets the work on two buckets overlap. The
 update is that of a `RMSProp` over views of this rank's elements.
 """
 
@@ -17,7 +17,7 @@ from rmsfast.optimizer import RMSProp
 from rmsfast.settings import Array, ParamGroup
 
 REAL: dict[np.dtype[Any], MPI.Datatype] = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
-BUFFERS = 3  # of buckets whose parameters are copied: one is reduced, one updated, one gathered
+BUFFERS = 2  # of buckets whose parameters are copied: one is gathered while the next is reduced
 
 
 class Lane:
@@ -55,18 +55,14 @@ class Lane:
         self.real: np.dtype[Any] = reduced(bucket.dtype)
         part = bucket.parts[comm.rank]
         self.pieces: list[Piece] = [p for s in part for p in pieces_of(params[s.parameter], s, scaled[s.parameter])]
-        self.reduced: Array = np.zeros(bucket.counts[comm.rank] * self.reals, self.real)
         self.counts: list[int] = [count * self.reals for count in bucket.counts]
+        self.reduced_bytes: int = self.counts[comm.rank] * self.real.itemsize
         self.request: Any = None
         self.sent: Any = None  # what MPI reads and writes now
-        self.grads: list[Array] = []  # the reduced gradient of each piece
-        views, origins, begin = [], [], 0
+        views, origins = [], []
         for stretch, shape in self.pieces:
             views.append(flat(params[stretch.parameter])[stretch.start : stretch.stop].reshape(shape))
             origins.append((stretch.parameter, stretch.start if scaled[stretch.parameter] else 0))
-            numbers = self.reduced[begin : begin + len(stretch) * self.reals]
-            self.grads.append((numbers.view(bucket.dtype) if self.reals == 2 else numbers).reshape(shape))
-            begin += len(stretch) * self.reals
         self.views: list[Array] = views
         self.optimizer: RMSProp | None = None
         if views:
@@ -83,6 +79,16 @@ class Lane:
         return settings if is_half(self.bucket.dtype) else {**settings, "master_weights": False, "rounding": "nearest"}
 
     # ---- Add the gradients up ----
+
+    def reduce_into(self, room: Array) -> None:
+        """Let `room`, of `reduced_bytes` at least, hold this rank's part of the reduced gradients from now on."""
+        self.reduced: Array = room[: self.reduced_bytes].view(self.real)
+        self.grads: list[Array] = []  # of each piece
+        begin = 0
+        for stretch, shape in self.pieces:
+            numbers = self.reduced[begin : begin + len(stretch) * self.reals]
+            self.grads.append((numbers.view(self.bucket.dtype) if self.reals == 2 else numbers).reshape(shape))
+            begin += len(stretch) * self.reals
 
     def begin_reducing(self, line: Sequence[Any], room: Array) -> None:
         """Begin to add up the gradients of all ranks, from where they are or from `room`."""

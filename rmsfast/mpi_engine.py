@@ -1,7 +1,7 @@
 """What a step of `ShardedRMSProp` does once all ranks agree: bucket after bucket, and what is measured of them.
 
-While one bucket is reduced, the one before is updated, and the one before that is gathered. Where settings ask for
-norms or for nonfinite numbers, all buckets are reduced and measured first.
+A bucket is reduced while the one before is gathered, and updated at once, while its reduced gradients are in the cache.
+Where settings ask for norms or for nonfinite numbers, all buckets are reduced and measured first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,9 +60,11 @@ class Engine:
             Lane(bucket, comm, arrays, groups[bucket.group], scaled, num_threads) for bucket in buckets
         ]
         room = max((lane.room for lane in self.lanes), default=0)
-        self.rooms: list[Array] = [
-            np.zeros(room, np.uint8) for _ in range(BUFFERS)
-        ]  # no page of it is there until used
+        # No page of them is there until it is used.
+        self.rooms: list[Array] = [np.zeros(room, np.uint8) for _ in range(BUFFERS)]
+        self.shared: Array = np.zeros(max((lane.reduced_bytes for lane in self.lanes), default=0), np.uint8)
+        for lane in self.lanes:
+            lane.reduce_into(self.shared)
         self.norms: Norms | None = None  # until it is needed
         self.counts: Array = np.zeros(len(arrays), np.int64)  # the steps of each parameter
         self.forms: list[dict[str, Form]] = [{} for _ in arrays]  # the state of each parameter, now and from before
@@ -79,7 +81,11 @@ class Engine:
         for w, settings, forms in zip(self.arrays, self.values, self.forms, strict=True):
             forms |= layout(w, settings)
         of_all = any(s["clip_global_norm"] is not None for s in values)
-        self.measured = [of_all or s["clip_norm"] is not None or s["nonfinite"] != "propagate" for s in self.values]
+        measured = [of_all or s["clip_norm"] is not None or s["nonfinite"] != "propagate" for s in self.values]
+        if any(measured) != any(self.measured):  # what is measured first has to stay until its update
+            for lane in self.lanes:
+                lane.reduce_into(np.zeros(lane.reduced_bytes, np.uint8) if any(measured) else self.shared)
+        self.measured = measured
         for lane in self.lanes:
             lane.take_settings(values[lane.bucket.group])
 
@@ -132,18 +138,24 @@ class Engine:
         scale: float,
         factors: list[float] | None,
     ) -> None:
-        """Reduce one bucket, unless all were, to be measured; update the one before; gather the one before that."""
-        for k in range(len(lanes) + 2):
-            if k < len(lanes) and factors is None:
-                lanes[k].begin_reducing(line, self.rooms[k % BUFFERS])
-            if 0 < k <= len(lanes):
-                lane = lanes[k - 1]
-                if factors is None:
-                    lane.end()
-                lane.update(gradients_of(lane, line, rows), scale, factors)
-                lane.begin_gathering(self.rooms[(k - 1) % BUFFERS])
-            if k > 1:
-                lanes[k - 2].end_gathering(line)
+        """Reduce one bucket, unless all were, to be measured, while the one before is gathered; update it.
+
+        To begin with the next one before the update would bring nothing: MPI gets on with its work inside its own calls
+        alone, and the numbers would be out of the cache again.
+        """
+        before = None
+        for k, lane in enumerate(lanes):
+            room = self.rooms[k % BUFFERS]
+            if factors is None:
+                lane.begin_reducing(line, room)
+                lane.end()
+            lane.update(gradients_of(lane, line, rows), scale, factors)
+            if before is not None:
+                before.end_gathering(line)
+            lane.begin_gathering(room)
+            before = lane
+        if before is not None:
+            before.end_gathering(line)
 
     def conclude(
         self,

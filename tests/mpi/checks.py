@@ -876,6 +876,27 @@ def check_a_step_allocates_nothing_in_proportion():
         assert peak < 200_000, peak  # Python's own objects, and the sums of blocks
 
 
+def check_all_buckets_share_the_memory_of_reduced_gradients():
+    w, g = np.ones(1 << 23, np.float32), np.ones(1 << 23, np.float32)
+    part = w.nbytes // size
+
+    def train(clip_norm):
+        opt = ShardedRMSProp(w, bucket_bytes=1 << 19, clip_norm=clip_norm)
+        opt.step(g)
+        return opt
+
+    peak = peak_of(lambda: train(None))
+    assert 0.8 < peak / part < 1.5, peak  # the state
+    peak = peak_of(lambda: train(1.0))
+    assert 1.6 < peak / part < 3, peak  # all is measured before the first update
+    opt = train(1.0)
+    opt.clip_norm = None
+    assert peak_of(lambda: opt.step(g)) < part / 4
+    before = w.copy()
+    opt.step(g)
+    assert (w < before).all()
+
+
 def check_state_is_divided_evenly():
     for shapes in (
         [(1 << 20,)],
