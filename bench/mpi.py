@@ -106,8 +106,8 @@ def work(sizes: list[int], seconds: float) -> None:
         least = {name: min(each[1:]) for name, each in times.items()}
         found.append({"size": n, "seconds": least})
     if comm.rank == 0:
-        version = MPI.Get_library_version().splitlines()[0].strip()
-        print(json.dumps({"ranks": comm.size, "mpi": version, "points": found}))
+        name, version = MPI.get_vendor()
+        print(json.dumps({"ranks": comm.size, "mpi": f"{name} {'.'.join(map(str, version))}", "points": found}))
 
 
 def threads_of(opt: Any) -> int | None:
