@@ -177,17 +177,17 @@ OURS = "rmsfast"
 CONTENDERS: dict[str, Callable[[Arrays, int], Step]] = {
     OURS: rmsfast_step,
     "NumPy textbook": numpy_textbook,
-    "NumPy out=": numpy_out,
+    "NumPy in place": numpy_out,
     "numexpr": numexpr,
     "Numba": numba,
-    "Optax": optax,
-    "torch for-loop": torch_with(foreach=False),
-    "torch foreach": torch_with(foreach=True),
-    "torch.compile": torch_with(compiled=True, foreach=True),
+    "JAX (Optax)": optax,
+    "PyTorch for-loop": torch_with(foreach=False),
+    "PyTorch foreach": torch_with(foreach=True),
+    "PyTorch compile": torch_with(compiled=True, foreach=True),
 }
 
 # What compiles for tens of seconds, and how many arrays at most it can take without taking minutes.
-SLOW_TO_START = {"torch.compile": 50}
+SLOW_TO_START = {"PyTorch compile": 50}
 
 
 def limit_threads(threads: int) -> None:

@@ -17,8 +17,7 @@ COLOURS = {
     "NumPy": "#cc79a7",
     "numexpr": "#444444",
     "Numba": "#009e73",
-    "Optax": "#56b4e9",
-    "torch": "#d55e00",
+    "JAX": "#56b4e9",
     "PyTorch": "#d55e00",
     "bitsandbytes": "#e69f00",
 }

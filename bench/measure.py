@@ -50,7 +50,7 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of the packages behind the contenders that are installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    packages = {"NumPy": "numpy", "numexpr": "numexpr", "Numba": "numba", "Optax": "optax", "torch": "torch"}
+    packages = {"NumPy": "numpy", "numexpr": "numexpr", "Numba": "numba", "JAX": "optax", "PyTorch": "torch"}
     found = {}
     for label, package in packages.items():
         if any(name.startswith(label) for name in names):

@@ -27,8 +27,8 @@ from rmsfast.settings import count_of
 OURS = "rmsfast.torch"
 CLASSES: dict[str, tuple[type, dict]] = {
     OURS: (rmsfast.torch.RMSprop, {}),
-    "torch for-loop": (torch.optim.RMSprop, {"foreach": False}),
-    "torch foreach": (torch.optim.RMSprop, {"foreach": True}),
+    "PyTorch for-loop": (torch.optim.RMSprop, {"foreach": False}),
+    "PyTorch foreach": (torch.optim.RMSprop, {"foreach": True}),
 }
 ROWS, WIDTH, TOUCHED = 1_000_000, 64, 10_000
 WITHOUT = "no step"

@@ -35,13 +35,13 @@ def test_each_batch_of_each_contender_is_kept():
 
 PEERS = [
     "NumPy textbook",
-    "NumPy out=",
+    "NumPy in place",
     "numexpr",
     "Numba",
-    "Optax",
-    "torch for-loop",
-    "torch foreach",
-    "torch.compile",
+    "JAX (Optax)",
+    "PyTorch for-loop",
+    "PyTorch foreach",
+    "PyTorch compile",
 ]
 
 
