@@ -115,7 +115,7 @@ def draw_elements(axes, points: list[dict], threads: int) -> None:
     # The names stand at the first point: at the last, both wait for the memory.
     places = looks.apart([line[0] for line in lines.values()], 0.16 * top)
     for (name, line), place in zip(lines.items(), places, strict=True):
-        away = 0.05 * top if line[0] == max(each[0] for each in lines.values()) else -0.05 * top
+        away = 0.08 * top if line[0] == max(each[0] for each in lines.values()) else -0.05 * top
         style = {"color": looks.OURS, "weight": "bold"} if name == OURS else {}
         axes.annotate(name, (counts[0], place + away), va="center", size=8, **style)
     axes.set(xscale="log", ylim=(0, top), xlabel="million elements of one array", ylabel="ns an element")
@@ -138,7 +138,7 @@ def draw_arrays(axes, points: list[dict]) -> None:
     looks.plain_numbers(axes.xaxis)
     axes.set_title(f"One more small array\ncosts {slope:.0f} ns")
     last = (counts[-1], times[-1] / counts[-1])
-    axes.annotate(f"{last[1]:.0f}", last, (-5, 0), textcoords="offset points", ha="right", va="center", size=8)
+    axes.annotate(f"{last[1]:.0f}", last, (3, 5), textcoords="offset points", ha="right", va="bottom", size=8)
     axes.annotate("1 thread", (1, 0.03), xycoords="axes fraction", ha="right", size=8, color=looks.SMALL)
 
 
@@ -151,9 +151,9 @@ def draw_teams(axes, points: list[dict]) -> None:
     for k, copy in copies:
         axes.plot([k - 0.4, k + 0.4], [copy, copy], "--", color=looks.TEXT, linewidth=1.2)
     if copies:
-        axes.annotate(COPY, (0, copies[0][1]), (0, 3), textcoords="offset points", ha="center", size=8)
+        axes.annotate(f"dashed: {COPY}", (1, 0.97), xycoords="axes fraction", ha="right", va="top", size=8)
     highest = max([*milliseconds, *(copy for _, copy in copies)])
-    axes.set(xlabel=f"threads, {ELEMENTS_FOR_THREADS:,} elements", ylabel="ms a step", ylim=(0, highest * 1.15))
+    axes.set(xlabel=f"threads, {ELEMENTS_FOR_THREADS:,} elements", ylabel="ms a step", ylim=(0, highest * 1.25))
     axes.set_xticks(range(len(counts)), counts)
     best = int(np.argmin(milliseconds))
     gain = f"{milliseconds[0] / milliseconds[best]:.2g} times as fast as one"
