@@ -52,7 +52,7 @@ prepare() {
     git ls-files -z | tar c --null --files-from - | tar x -C "$root/rmsfast" --no-same-owner
 }
 
-# Build and test with the CPython $1.
+# Build and test with the CPython $1. What follows it goes to pytest.
 try() {
     say "CPython $1: build, install, test"
     inside bash -euc '
@@ -63,7 +63,7 @@ try() {
         pip wheel --no-deps --wheel-dir "/$0/wheel" .
         pip install --only-binary numpy,scipy "$(echo /$0/wheel/*.whl)[test]"
         python -P -m rmsfast
-        pytest' "$1"
+        pytest "$@"' "$@"
 }
 
 if [ ! -e "$work/complete" ]; then
@@ -76,6 +76,10 @@ if [ ! -e "$work/complete" ]; then
     touch "$work/complete"
 fi
 prepare
-for version in "${versions[@]}"; do try "$version"; done
+options=() # of pytest
+for version in "${versions[@]}"; do
+    try "$version" "${options[@]}"
+    options=(-k "not every_instruction_set") # since the first CPython has had the same C
+done
 if [ -n "${RMSFAST_OUTCOMES:-}" ]; then cat "$root/rmsfast/outcomes" >>"$RMSFAST_OUTCOMES"; fi
 say "CPython ${versions[*]} passed"
