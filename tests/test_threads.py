@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -192,11 +191,21 @@ def tune():
 
 
 def openmp_runtime():
-    """The file of the OpenMP runtime that the kernel uses, where that can be found."""
+    """The file of the OpenMP runtime that the kernel uses, where that can be found. There may be others here."""
     if not sys.platform.startswith("linux") or not kernel.OPENMP:
         return None
-    found = re.search(r"/\S*/lib[gi]?omp\S*", Path("/proc/self/maps").read_text())
-    return found and found[0]
+
+    class Info(ctypes.Structure):
+        _fields_ = (
+            ("file", ctypes.c_char_p),
+            ("base", ctypes.c_void_p),
+            ("name", ctypes.c_char_p),
+            ("address", ctypes.c_void_p),
+        )
+
+    info = Info()
+    address = ctypes.cast(ctypes.CDLL(kernel.__file__).omp_get_max_threads, ctypes.c_void_p)
+    return info.file.decode() if ctypes.CDLL(None).dladdr(address, ctypes.byref(info)) else None
 
 
 RUNTIME = openmp_runtime()
@@ -333,7 +342,7 @@ def test_the_runtimes_own_limit_is_no_limit_that_someone_set(own):
 
 
 NO_THREAD_LEFT = """
-import os, resource, sys, threading
+import _thread, os, resource, sys, threading
 import numpy as np
 import rmsfast
 from rmsfast._core.threads import _team_size, _tune
@@ -353,7 +362,7 @@ def leave_no_thread():
     resource.setrlimit(resource.RLIMIT_AS, (used + 4_000_000, resource.RLIM_INFINITY))
     try:
         for _ in range(100):    # stacks of threads that ended are kept for others
-            threading.Thread(target=end.wait).start()
+            _thread.start_new_thread(end.wait, ())    # Thread.start() might wait for ever
     except RuntimeError:
         pass
 def train_where_no_thread_is_left(opt, w):
