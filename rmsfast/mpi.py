@@ -162,6 +162,7 @@ class ShardedRMSProp(Settings):
 
         def divide() -> Facts:
             self._engine = Engine(self._comm, self._arrays, labels, self._plan.groups, size, threads)
+            self._engine.make_room(self._values)
             self._engine.take_settings(self._values)
             return {}
 
@@ -256,7 +257,7 @@ class ShardedRMSProp(Settings):
         Notes
         -----
         A step allocates no memory in proportion to the parameters, where gradients have their parameters' memory order
-        and are not `Rows`.
+        and are not `Rows`; but for the first step after norms or `nonfinite` are asked for.
         """
         line: list[Any] = []
         scale, erases, error = 1.0, False, None
@@ -269,6 +270,7 @@ class ShardedRMSProp(Settings):
             self._check(line, erases)
             if self._changed.up or self._scheduled:
                 self._refresh()
+                self._engine.make_room(self._values)
         except Exception as caught:
             error = caught
         forms = bytes(0 if g is None else 2 if isinstance(g, SummedRows) else 1 for g in line)

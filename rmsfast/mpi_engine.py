@@ -65,6 +65,7 @@ class Engine:
         self.shared: Array = np.zeros(max((lane.reduced_bytes for lane in self.lanes), default=0), np.uint8)
         for lane in self.lanes:
             lane.reduce_into(self.shared)
+        self.are_kept: bool = False  # the reduced gradients of each bucket, until all are measured
         self.norms: Norms | None = None  # until it is needed
         self.counts: Array = np.zeros(len(arrays), np.int64)  # the steps of each parameter
         self.forms: list[dict[str, Form]] = [{} for _ in arrays]  # the state of each parameter, now and from before
@@ -72,8 +73,17 @@ class Engine:
         self.values: list[dict[str, Any]] = []  # of each parameter
         self.measured: list[bool] = []
 
+    def make_room(self, values: list[dict[str, Any]]) -> None:
+        """Let what such settings measure stay until its update. This takes memory, so it is done before ranks agree."""
+        are_kept = any(is_measured(settings) for settings in values)
+        if are_kept != self.are_kept:
+            rooms = [np.zeros(lane.reduced_bytes, np.uint8) if are_kept else self.shared for lane in self.lanes]
+            for lane, room in zip(self.lanes, rooms, strict=True):
+                lane.reduce_into(room)
+            self.are_kept = are_kept
+
     def take_settings(self, values: list[dict[str, Any]]) -> None:
-        """Go by these settings from now on, one dict for each group."""
+        """Go by these settings from now on, one dict for each group. There is room for what they measure."""
         if values is self.given:
             return
         self.given = values
@@ -81,11 +91,7 @@ class Engine:
         for w, settings, forms in zip(self.arrays, self.values, self.forms, strict=True):
             forms |= layout(w, settings)
         of_all = any(s["clip_global_norm"] is not None for s in values)
-        measured = [of_all or s["clip_norm"] is not None or s["nonfinite"] != "propagate" for s in self.values]
-        if any(measured) != any(self.measured):  # what is measured first has to stay until its update
-            for lane in self.lanes:
-                lane.reduce_into(np.zeros(lane.reduced_bytes, np.uint8) if any(measured) else self.shared)
-        self.measured = measured
+        self.measured = [of_all or is_measured(settings) for settings in self.values]
         for lane in self.lanes:
             lane.take_settings(values[lane.bucket.group])
 
@@ -140,8 +146,8 @@ class Engine:
     ) -> None:
         """Reduce one bucket, unless all were, to be measured, while the one before is gathered; update it.
 
-        To begin with the next one before the update would bring nothing: MPI gets on with its work inside its own calls
-        alone, and the numbers would be out of the cache again.
+        To begin with the next one before the update was slower, since most MPIs get on with their work only inside of
+        their own calls, and it would need a second buffer for reduced gradients.
         """
         before = None
         for k, lane in enumerate(lanes):
@@ -213,6 +219,12 @@ class Engine:
             sent += (lane.bucket.n - own) * lane.reals * lane.real.itemsize  # gradients, to the ranks that update
             sent += own * (size - 1) * lane.bucket.dtype.itemsize  # parameters, to all other ranks
         return sent
+
+
+def is_measured(settings: Mapping[str, Any]) -> bool:
+    """Whether gradients have to be measured before the first update."""
+    norms = settings["clip_norm"], settings["clip_global_norm"]
+    return norms != (None, None) or settings["nonfinite"] != "propagate"
 
 
 def gradients_of(lane: Lane, line: list[Any], rows: Mapping[int, SharedRows]) -> list[Any]:

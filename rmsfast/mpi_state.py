@@ -1,7 +1,7 @@
 """The state of an optimizer that is divided among ranks: gathered to whole arrays, and divided again."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy as np
 from mpi4py import MPI
 
 from rmsfast._core.arrays import ArrayPlan
-from rmsfast._core.formats import SCALED
+from rmsfast._core.formats import SCALED, exact
 from rmsfast._core.steps import Flag
+from rmsfast.mpi_bucket import Lane
 from rmsfast.mpi_engine import Engine
 from rmsfast.mpi_layout import Stretch, flat
 from rmsfast.optimizer import RMSProp
@@ -42,6 +43,15 @@ def length_of(part: Sequence[Stretch], name: str) -> int:
     return sum(inside.stop - inside.start for inside in (extent(stretch, name) for stretch in part))
 
 
+def kinds_of(engine: Engine, lane: Lane) -> list[tuple[str, np.dtype[Any], list[list[Stretch]]]]:
+    """Return of each kind of state array in a bucket its name, its dtype, and where parameters have one, by rank."""
+    dtypes = {name: dtype for s in lane.bucket.stretches for name, (dtype, _) in engine.forms[s.parameter].items()}
+    return [
+        (name, dtype, [[s for s in part if name in engine.forms[s.parameter]] for part in lane.bucket.parts])
+        for name, dtype in dtypes.items()
+    ]
+
+
 def gather(engine: Engine, root: int | None) -> list[dict[str, Array]] | None:
     """Return the whole state arrays of each parameter, on the rank `root`, or for None on all; elsewhere None."""
     comm, forms = engine.comm, engine.forms
@@ -51,16 +61,19 @@ def gather(engine: Engine, root: int | None) -> list[dict[str, Array]] | None:
         for w, of_w in zip(engine.arrays if is_here else (), forms if is_here else (), strict=True)
     ]
     for lane in engine.lanes:
-        parts = lane.bucket.parts
         state = {} if lane.optimizer is None else lane.optimizer.state_dict()["state"]
-        for name, (dtype, _) in forms[lane.bucket.stretches[0].parameter].items():
+        for name, dtype, parts in kinds_of(engine, lane):
             own = np.zeros(length_of(parts[comm.rank], name), dtype)
             place = 0
-            for piece, entry in zip(lane.pieces, state.values(), strict=True):
+            for piece, view, entry in zip(lane.pieces, lane.views, state.values(), strict=True):
+                if name not in forms[piece.stretch.parameter]:
+                    continue
                 length = length_of([piece.stretch], name)
-                if name in entry:  # else the setting is newer than the state, which begins with zeros
+                if name in entry:
                     own[place : place + length] = flat(entry[name])
-                place += length
+                elif name == "ema":  # the setting is newer than the state: an average begins as its parameter is, …
+                    own[place : place + length] = flat(exact(view, entry.get("remainder"), entry.get("master")))
+                place += length  # … and all else with zeros
             counts = [length_of(part, name) * dtype.itemsize for part in parts]
             found = np.zeros(sum(counts) if is_here else 0, np.uint8)
             into = [found, counts, None, MPI.BYTE] if is_here else None
@@ -76,16 +89,15 @@ def gather(engine: Engine, root: int | None) -> list[dict[str, Array]] | None:
     return whole if is_here else None
 
 
-def scatter(engine: Engine, whole: Sequence[Mapping[str, Array]], unmoved: Collection[int]) -> None:
+def scatter(engine: Engine, whole: Sequence[Mapping[str, Array]], unmoved: Set[int]) -> None:
     """Let each rank take over its part of the state that rank 0 has. The engine has forms and counts already.
 
     The averages of the parameters `unmoved` begin anew, with what these parameters are at their next step.
     """
     comm, forms = engine.comm, engine.forms
     for lane in engine.lanes:
-        parts = lane.bucket.parts
         states: list[dict[str, Array]] = [{} for _ in lane.views]
-        for name, (dtype, _) in forms[lane.bucket.stretches[0].parameter].items():
+        for name, dtype, parts in kinds_of(engine, lane):
             own = np.zeros(length_of(parts[comm.rank], name), dtype)
             given = None
             if comm.rank == 0:
@@ -96,6 +108,8 @@ def scatter(engine: Engine, whole: Sequence[Mapping[str, Array]], unmoved: Colle
             comm.Scatterv(given, [own.view(np.uint8), MPI.BYTE])
             place = 0
             for piece, arrays in zip(lane.pieces, states, strict=True):
+                if name not in forms[piece.stretch.parameter]:
+                    continue
                 length = length_of([piece.stretch], name)
                 if name != "ema" or piece.stretch.parameter not in unmoved:
                     arrays[name] = own[place : place + length].reshape(-1 if name.endswith("_scale") else piece.shape)
@@ -147,7 +161,7 @@ def divide_state(
         values = {name: from_plain(name, value) if name in SCHEDULED else value for name, value in plain.items()}
         if changed is not None:
             changed.put([group.held()], as_settings(values))
-    scatter(engine, arrays, told["unmoved"])
+    scatter(engine, arrays, set(told["unmoved"]))
     return told
 
 

@@ -690,8 +690,38 @@ def check_an_average_that_is_not_in_the_state_begins_with_the_next_step():
         o.load_state_dict(before.state_dict(), settings=False)
         for w in params:
             w[...] = 8  # a user fills an array after the state was loaded
+    assert_same(ours, opt, plain, expected)
+    for o in (opt, expected):
         o.step([np.ones(200), None])
     assert_same(ours, opt, plain, expected)
+
+
+def check_an_average_that_was_asked_for_between_steps_is_its_parameter():
+    ours, plain = [np.full(200, 8.0), np.full(300, 8.0)], [np.full(200, 8.0), np.full(300, 8.0)]
+    opt, expected = (c([{"params": w} for w in each]) for c, each in ((ShardedRMSProp, ours), (rmsfast.RMSProp, plain)))
+    for ema_decay in (0.5, None):
+        for o in (opt, expected):
+            o.param_groups[1]["ema_decay"] = ema_decay
+            o.step([np.ones(200), None])
+        assert_same(ours, opt, plain, expected)
+
+
+def check_state_that_only_some_parameters_of_a_bucket_have():
+    before = rmsfast.RMSProp([np.ones(200), np.ones(300)], ema_decay=0.5, momentum=0.9)
+    before.step([np.ones(200), np.ones(300)])
+    for first, second in (("ema", None), (None, "ema"), ("ema", "momentum_buffer")):
+        given = before.state_dict()
+        for i, name in enumerate((first, second)):
+            if name is not None:
+                del given["state"][i][name]
+        ours, plain = [np.ones(200), np.ones(300)], [np.ones(200), np.ones(300)]
+        opt, expected = ShardedRMSProp(ours), rmsfast.RMSProp(plain)
+        for o in (opt, expected):
+            o.load_state_dict(given, settings=False)
+        assert_same(ours, opt, plain, expected)
+        for o in (opt, expected):
+            o.step([np.ones(200), np.ones(300)])
+        assert_same(ours, opt, plain, expected)
 
 
 def check_files():
