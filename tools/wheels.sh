@@ -16,7 +16,7 @@ emulator=""
 if [ "$(uname -m)" = x86_64 ]; then
     emulator=$(command -v qemu-x86_64) || { echo "expected qemu-x86_64, of Debian's qemu-user: tools/setup_ci.sh"; exit 1; }
 fi
-first=yes # CPython; the others have the same C
+first=yes # of the CPythons; the others have the same C
 
 say() { printf '\n--- %s\n' "$*"; }
 
