@@ -53,7 +53,7 @@ cdef extern from "csrc/rmsfast.h" nogil:
     int rmsfast_choose_roots(rmsfast_stages *stages, const rmsfast_isa *isa)
     int RMSFAST_STORED
     int RMSFAST_NO_MOMENTUM, RMSFAST_MOMENTUM, RMSFAST_NESTEROV
-    void RMSFAST_PREFETCH(const void *)
+    void RMSFAST_PREFETCH(const void *, int writes)
     void rmsfast_gather(void *out, const char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim,
                         const Py_ssize_t *shape, const Py_ssize_t *strides)
     void rmsfast_zero(char *g, Py_ssize_t start, Py_ssize_t n, Py_ssize_t itemsize, int ndim, const Py_ssize_t *shape,
@@ -162,8 +162,8 @@ cdef inline void fetch_row(const Item *item, Py_ssize_t row) noexcept nogil:
     cdef Py_ssize_t place = row * (item.row if item.c_order else 1) * item.itemsize
     cdef Py_ssize_t stop = place + min(item.row * item.itemsize, <Py_ssize_t>FETCHED)
     while place < stop:
-        RMSFAST_PREFETCH(item.w + place)
-        RMSFAST_PREFETCH(item.state[SQUARE_AVG] + place)
+        RMSFAST_PREFETCH(item.w + place, 1)
+        RMSFAST_PREFETCH(item.state[SQUARE_AVG] + place, 1)
         place += CACHE_LINE
 
 

@@ -318,6 +318,18 @@ static __attribute__((noinline)) void store_any(float *x, const rmsfast_stored *
 #define STORE_BLOCK(x, format, draws, s, start)                                                                        \
     (common ? store_block(x, format, draws, s, start, paired) : store_any(x, s, start, paired))
 
+/* Begin to read a block that is needed later. */
+enum { BLOCKS_AHEAD = 8 * RMSFAST_SCALED };
+RMSFAST_INLINE void fetch_block(const rmsfast_stored *s, const int format, ptrdiff_t start)
+{
+    const ptrdiff_t size = format == RMSFAST_AS_THEY_ARE ? 4 : format >= RMSFAST_UNSIGNED8 ? 1 : 2;
+    const ptrdiff_t size_of_more = format == RMSFAST_SPLIT ? 2 : format == RMSFAST_MASTERED ? 4 : 0;
+    for (ptrdiff_t byte = 0; byte < RMSFAST_SCALED * size; byte += 64)
+        RMSFAST_PREFETCH((const char *)s->data + start * size + byte, 0);
+    for (ptrdiff_t byte = 0; byte < RMSFAST_SCALED * size_of_more; byte += 64)
+        RMSFAST_PREFETCH((const char *)s->more + start * size_of_more + byte, 0);
+}
+
 /* Update n elements from `place` on, which are whole blocks. The CPU rounds a block's numbers while the divider works on those
    of the next: more at a time would be slower. Where it is `common`, the formats are constants, and there is no state but v. */
 RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], const rmsfast_stored *grad, ptrdiff_t done,
@@ -330,6 +342,14 @@ RMSFAST_INLINE void update_whole(const rmsfast_stored numbers[RMSFAST_KINDS], co
     for (const ptrdiff_t stop = place + n; place < stop; place += RMSFAST_SCALED, done += RMSFAST_SCALED) {
         float *x[RMSFAST_COPY] = {(float *)numbers[0].data + place, (float *)numbers[1].data + place};
         const float *g = (const float *)grad->data + done;
+        if (stop - place > BLOCKS_AHEAD) {
+            fetch_block(grad, of_grad, done + BLOCKS_AHEAD);
+            fetch_block(&numbers[0], of_w, place + BLOCKS_AHEAD);
+            fetch_block(&numbers[1], of_v, place + BLOCKS_AHEAD);
+            for (int k = 2; k < RMSFAST_COPY && !common; k++)
+                if (numbers[k].data != NULL)
+                    fetch_block(&numbers[k], numbers[k].format, place + BLOCKS_AHEAD);
+        }
         if (of_grad != RMSFAST_AS_THEY_ARE) {
             g = at_hand[RMSFAST_COPY];
             LOAD_BLOCK(at_hand[RMSFAST_COPY], of_grad, grad, done);

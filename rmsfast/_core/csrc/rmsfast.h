@@ -17,11 +17,11 @@
 #ifdef _MSC_VER
 #define RMSFAST_RESTRICT __restrict
 #define RMSFAST_INLINE static __forceinline
-#define RMSFAST_PREFETCH(address) ((void)(address)) /* no hint */
+#define RMSFAST_PREFETCH(address, writes) ((void)(address)) /* no hint */
 #else
 #define RMSFAST_RESTRICT restrict
 #define RMSFAST_INLINE static inline __attribute__((always_inline))
-#define RMSFAST_PREFETCH(address) __builtin_prefetch(address, 1)
+#define RMSFAST_PREFETCH(address, writes) __builtin_prefetch(address, writes)
 #endif
 
 /* The settings of one parameter group, as a user gave them; INFINITY where there is no clipping. */

@@ -55,6 +55,24 @@ RMSFAST_INLINE void NAME(rule)(REAL *w, REAL *v, REAL *m, REAL *b, const REAL *g
 #undef LOAD
 #undef STORE
 
+/* Begin to read what the loop needs 2 KiB later. The CPU foresees it too, but not as early: outside the cache a step takes a
+   quarter less time with this. Only where a pack is a whole line of the cache. */
+#if VECTOR_BITS == 512
+#define AHEAD (ptrdiff_t)(2048 / sizeof(REAL))
+#define FETCH                                                                                                          \
+    if (i < n - AHEAD) {                                                                                               \
+        RMSFAST_PREFETCH(w + i + AHEAD, 1);                                                                            \
+        RMSFAST_PREFETCH(v + i + AHEAD, 1);                                                                            \
+        RMSFAST_PREFETCH(g + i + AHEAD, 0);                                                                            \
+        if (centered)                                                                                                  \
+            RMSFAST_PREFETCH(m + i + AHEAD, 1);                                                                        \
+        if (momentum)                                                                                                  \
+            RMSFAST_PREFETCH(b + i + AHEAD, 1);                                                                        \
+    }
+#else
+#define FETCH
+#endif
+
 #define RULE(whole, count, by_fma)                                                                                     \
     NAME(rule)                                                                                                         \
     (w, v, m, b, g, i, whole, count, s, centered, momentum, changes_grad, decays, changes_variance, by_fma)
@@ -73,14 +91,19 @@ RMSFAST_INLINE void NAME(rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT
 
     if (root == RMSFAST_MIXED)
         while (i <= n - MIXED * LANES) {
+            FETCH
             RULE(1, LANES, 1);
             i += LANES;
-            for (int k = 1; k < MIXED; k++, i += LANES)
+            for (int k = 1; k < MIXED; k++, i += LANES) {
+                FETCH
                 RULE(1, LANES, 0);
+            }
         }
     else
-        for (; i <= n - LANES; i += LANES)
+        for (; i <= n - LANES; i += LANES) {
+            FETCH
             RULE(1, LANES, root == RMSFAST_FMA);
+        }
     if (LANES > 1 && i < n) {
         if (root == RMSFAST_DIVIDER)
             RULE(0, (int)(n - i), 0);
@@ -89,6 +112,8 @@ RMSFAST_INLINE void NAME(rules)(REAL *RMSFAST_RESTRICT w, REAL *RMSFAST_RESTRICT
     }
 }
 #undef RULE
+#undef FETCH
+#undef AHEAD
 
 #define RULES(changes_grad, decays, changes_variance)                                                                  \
     NAME(rules)(w, v, m, b, g, n, scalars, root, centered, momentum, changes_grad, decays, changes_variance, divider)
