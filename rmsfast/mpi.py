@@ -270,7 +270,7 @@ class ShardedRMSProp(Settings):
             self._check(line, erases)
             if self._changed.up or self._scheduled:
                 self._refresh()
-                self._engine.make_room(self._values)
+            self._engine.make_room(self._values)
         except Exception as caught:
             error = caught
         forms = bytes(0 if g is None else 2 if isinstance(g, SummedRows) else 1 for g in line)

@@ -17,7 +17,7 @@ from rmsfast.optimizer import RMSProp
 from rmsfast.settings import Array, ParamGroup
 
 REAL: dict[np.dtype[Any], MPI.Datatype] = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
-BUFFERS = 2  # of copied gradients or parameters: one bucket is packed or reduced while that before is at work, too
+BUFFERS = 2  # of copied gradients or parameters: while one bucket is packed or reduced, the one before is at work
 
 
 class Lane:

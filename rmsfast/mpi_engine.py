@@ -75,6 +75,8 @@ class Engine:
 
     def make_room(self, values: list[dict[str, Any]]) -> None:
         """Let what such settings measure stay until its update. This takes memory, so it is done before ranks agree."""
+        if values is self.given:
+            return
         are_kept = any(is_measured(settings) for settings in values)
         if are_kept != self.are_kept:
             rooms = [np.zeros(lane.reduced_bytes, np.uint8) if are_kept else self.shared for lane in self.lanes]

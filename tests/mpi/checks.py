@@ -15,6 +15,7 @@ import traceback
 import tracemalloc
 from pathlib import Path
 from time import perf_counter as clock
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +28,7 @@ from helpers import assert_says_all, fleeting
 import rmsfast
 from rmsfast import Rows, mpi_layout, mpi_norms, schedules
 from rmsfast.mpi import ShardedRMSProp
+from rmsfast.mpi_bucket import Lane
 
 comm = MPI.COMM_WORLD
 rank, size = comm.rank, comm.size
@@ -925,6 +927,20 @@ def check_all_buckets_share_the_memory_of_reduced_gradients():
     before = w.copy()
     opt.step(g)
     assert (w < before).all()
+
+
+def check_a_step_without_memory_for_its_norms_can_be_repeated():
+    ours, opt, plain, expected = pair(lr=0.05)
+    opt.clip_norm = expected.clip_norm = 0.5
+    each = gradients(0, np.float32)
+    none_left = MemoryError("memory: none left, expected some")
+    with (
+        mock.patch.object(Lane, "reduce_into", side_effect=none_left) if rank == size - 1 else contextlib.nullcontext()
+    ):
+        assert_all_raise(lambda: opt.step(each[rank]), MemoryError)
+    opt.step(each[rank])
+    expected.step(summed(each), grad_scale=1 / size)
+    assert_same(ours, opt, plain, expected)
 
 
 def check_state_is_divided_evenly():
